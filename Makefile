@@ -1,0 +1,60 @@
+# tinysweep: `make` lists what can be done. Everything is installed into .venv in this folder.
+SHELL := /bin/sh
+PYTHON ?= python3
+PY := .venv/bin/python
+# Data and runs of the commands below; both are made where they are missing.
+DATA_DIR ?= data
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
+
+demo: .venv/.installed ## no account, no network: write the built-in data set, draw augmented batches
+	@$(PY) data.py shapes
+	@$(PY) data.py check --dataset=shapes
+	@$(PY) data.py show --dataset=shapes -o augmented.png
+	@echo
+	@echo "The data set is in data/shapes, a picture of what training would see in augmented.png."
+	@echo "Next, the real one: $(PY) data.py fetch && $(PY) data.py check"
+
+test: .venv/.installed-dev ## all tests but the slow ones
+	@$(PY) -m pytest -n auto -m "not slow"
+
+test-all: .venv/.installed-dev ## all tests
+	@$(PY) -m pytest -n auto
+
+lint: .venv/.installed-dev ## ruff: mistakes and format
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+bench: .venv/.installed-dev ## speed against peers; real data in DATA_DIR (default: data)
+	@$(PY) bench/loader.py --data_dir="$(DATA_DIR)"
+
+clean: ## remove .venv and caches, never data or runs
+	@rm -rf .venv .pytest_cache .ruff_cache __pycache__ */__pycache__
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "tinysweep needs Python 3.11 or newer, and $(PYTHON) is not:" \
+	       "make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python "$(PYTHON)" .venv; \
+	else $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }; \
+	  $(PYTHON) -m venv .venv; fi
+
+.venv/.installed: requirements.txt | .venv/bin/python
+	@echo "installing requirements.txt into .venv"
+	@$(call install,-r requirements.txt)
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	@echo "installing requirements-dev.txt into .venv"
+	@$(call install,-r requirements-dev.txt)
+	@touch $@
+
+install = if command -v uv >/dev/null; then uv pip install --quiet --python $(PY) $(1); \
+	else $(PY) -m pip install --quiet --disable-pip-version-check $(1); fi

@@ -1,0 +1,88 @@
+"""How every command speaks to its user: one line for a mistake, the nearest flag, and the exit
+status.
+
+0 done, 1 the work failed (disk full, …), 2 the user's mistake, 130 Ctrl-C. No traceback for any of
+these.
+"""
+
+import argparse
+import difflib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+
+
+class Mistake(ValueError):
+    """What the user can put right; the message names the file, key or value, and what to do."""
+
+
+class Failure(RuntimeError):
+    """What went wrong although everything asked for was right: a full disk, a dead server."""
+
+
+def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The `count` known words that look most like `word`; none where nothing is alike."""
+    return difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """`; did you mean 'x'?` to end an error message with, or nothing."""
+    alike = nearest(word, known, count)
+    return f"; did you mean {' or '.join(repr(x) for x in alike)}?" if alike else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that answers a mistake with one line and the nearest flag instead of its usage."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def flags(self) -> set[str]:
+        """Every flag of this parser and of its subcommands."""
+        found = set()
+        for action in self._actions:
+            found.update(action.option_strings)
+            if isinstance(action, argparse._SubParsersAction):
+                for sub in action.choices.values():
+                    found |= sub.flags()
+        return found
+
+    def error(self, message: str):
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            flag = unknown.split()[0].split("=")[0]
+            message = f"unknown argument {flag}{did_you_mean(flag, self.flags())}"
+        raise Mistake(f"{message} (`{self.prog} --help` lists everything)")
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Call `main` with the command line; turn what it raises into a line and an exit status."""
+    try:
+        status = main(sys.argv[1:]) or 0
+        sys.stdout.flush()
+    except Mistake as mistake:
+        status = _say(mistake, 2)
+    except Failure as failure:
+        status = _say(failure, 1)
+    except KeyboardInterrupt:
+        # Die of the signal, as a shell expects: it then stops the script that called us, too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        status = _say(f"{error.filename or 'writing'}: {error.strerror}", 1)
+    sys.exit(status)
+
+
+def _say(message: object, status: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,301 @@
+"""Three data sets behind one interface, and the commands to get and examine them.
+
+    python data.py fetch     downloads and unpacks Tiny ImageNet (248 MB) into data/
+    python data.py check     20 s for 110,000 images: what is there, and what is wrong with it
+    python data.py shapes    3 s: writes the built-in data set, no network needed
+    python data.py show      a picture of augmented training batches
+
+In code: `load("tiny-imagenet", Path("data"))` decodes every image once into a memory-mapped cache
+(`cache.py`) and splits them into training and validation.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import cifar10
+import cli
+import dice
+import layout
+from cache import Cache, create_images, open_cache
+from cli import Mistake
+from decode import decode_files
+
+DATASETS = ("tiny-imagenet", "cifar10", "shapes")
+SPLITS = ("pooled", "official")
+SPLIT = 4  # purpose of the dice, beside those of augment.py and loader.py
+
+# Mean and standard deviation of the pixels, RGB, in 0..1.
+NORMALIZATIONS = {
+    "tiny-imagenet": ((0.482, 0.450, 0.401), (0.277, 0.269, 0.282)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "shapes": ((0.488, 0.487, 0.489), (0.286, 0.287, 0.289)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # Of Tiny ImageNet as most public recipes copy it; the deviation is not that of the pixels.
+    "copied": ((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+}
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready: every image decoded, and which of them train and which validate."""
+
+    name: str
+    root: Path  # what `files` are relative to
+    cache: Cache
+    train: np.ndarray  # int64, indices into the cache, ascending
+    val: np.ndarray
+    fingerprint: str  # of the split: equal where the same images train and the same validate
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.cache.images
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.cache.labels
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """The mean colour, for the holes of cutout."""
+        red, green, blue = (round(255 * mean) for mean in NORMALIZATIONS[self.name][0])
+        return red, green, blue
+
+    def file(self, index: int) -> str:
+        return self.cache.files[index].decode()
+
+    def class_name(self, label: int) -> str:
+        return str(self.cache.names[label])
+
+
+def load(
+    dataset: str,
+    data_dir: Path,
+    split: str = "pooled",
+    val_fraction: float = 0.3,
+    split_seed: int = 0,
+) -> Data:
+    """Open the data set `dataset` in `data_dir` (decoding it on the first call) and split it."""
+    root, cache = get(dataset, data_dir)
+    if dataset == "cifar10" or split == "official":
+        is_val = cache.is_val
+    else:
+        is_val = split_pooled(cache.labels, cache.content, val_fraction, split_seed)
+    if not is_val.any():
+        why = (
+            f"{root} has no val images"
+            if split == "official"
+            else f"val_fraction={val_fraction} of {len(is_val)} images leaves none to validate on"
+        )
+        raise Mistake(
+            f"{why}; use " + ("--split=pooled" if split == "official" else "a larger one")
+        )
+    return Data(
+        dataset,
+        root,
+        cache,
+        np.flatnonzero(~is_val),
+        np.flatnonzero(is_val),
+        fingerprint(cache.content, is_val),
+    )
+
+
+def get(dataset: str, data_dir: Path) -> tuple[Path, Cache]:
+    """The data set's folder and its decoded images."""
+    if dataset == "cifar10":
+        return cifar10.folder(data_dir), cifar10.open_cifar10(data_dir)
+    root = _layout_root(dataset, data_dir)
+    found = layout.read_layout(root)
+    return root, open_cache(data_dir, dataset, found.key(), lambda npy: _decode_layout(found, npy))
+
+
+def split_pooled(
+    labels: np.ndarray, content: np.ndarray, val_fraction: float, split_seed: int
+) -> np.ndarray:
+    """Which images validate: stratified, `val_fraction` of every class, decided by the images'
+    bytes alone.
+
+    The dice are keyed by content, so a split does not change with the files' names or order, and
+    identical images, of whatever class, are on one side. They are dealt first; the rest of the
+    class fills its quota.
+    """
+    throw = dice.uniform(split_seed, SPLIT, content)
+    _, group, copies = np.unique(content, return_inverse=True, return_counts=True)
+    single = copies[group] == 1
+    is_val = ~single & (throw < val_fraction)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        quota = min(int(len(members) * val_fraction + 0.5), len(members) - 1)
+        free = members[single[members]]
+        free = free[np.argsort(throw[free], kind="stable")]
+        is_val[free[: max(quota - int(is_val[members].sum()), 0)]] = True
+    return is_val
+
+
+def fingerprint(content: np.ndarray, is_val: np.ndarray) -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    for part in (content[~is_val], content[is_val]):
+        digest.update(len(part).to_bytes(8, "little") + np.sort(part).tobytes())
+    return digest.hexdigest()
+
+
+def _layout_root(dataset: str, data_dir: Path) -> Path:
+    if dataset == "tiny-imagenet":
+        return layout.find_root(data_dir)
+    if dataset != "shapes":
+        raise Mistake(
+            f"dataset={dataset!r} is unknown; there are {', '.join(DATASETS)}"
+            + cli.did_you_mean(dataset, DATASETS)
+        )
+    from shapes import write_shapes
+
+    root = data_dir / "shapes"
+    if not (root / "wnids.txt").is_file():
+        write_shapes(root)
+    return root
+
+
+def _decode_layout(found: layout.Layout, images_npy: Path) -> dict:
+    images = layout.read_images(found)
+    count, size = len(images.files), layout.IMAGE_SIZE
+    create_images(images_npy, count, size, size)
+    content = np.zeros(count, np.uint64)
+    for chunk in decode_files(
+        found.root, images.files, size, f"decoding {found.root.name}", images_npy
+    ):
+        for problem in chunk.problems[:1]:
+            raise Mistake(
+                f"{problem.text}; put a good copy there or delete it "
+                "(`python data.py check` lists all such images)"
+            )
+        content[chunk.start : chunk.start + len(chunk.content)] = chunk.content
+    return {
+        "labels": images.labels,
+        "is_val": images.is_val,
+        "boxes": images.boxes,
+        "content": content,
+        "files": np.array([file.encode() for file in images.files]),
+        "classes": np.array(found.wnids),
+        "names": np.array(layout.read_names(found.root, found.wnids)),
+    }
+
+
+def main(arguments: list[str]) -> int:
+    options = _parser().parse_args(arguments)
+    return options.command(options)
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="python data.py", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run, text: str) -> cli.Parser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=run)
+        sub.add_argument(
+            "--data_dir",
+            type=Path,
+            default=Path("data"),
+            metavar="DIR",
+            help="the folder that contains the data set's folder (default: data)",
+        )
+        return sub
+
+    fetch = command(
+        "fetch", _fetch, "download a data set and unpack it; a broken download is resumed"
+    )
+    fetch.add_argument("--dataset", choices=DATASETS[:2], default=DATASETS[0])
+    fetch.add_argument("--url", help="another address of tiny-imagenet-200.zip")
+    fetch.add_argument(
+        "--zip", type=Path, metavar="FILE", help="unpack this file, download nothing"
+    )
+    fetch.add_argument(
+        "--md5", help="expected md5 of the archive, or none (default: the official one)"
+    )
+
+    check = command(
+        "check",
+        _check,
+        "say what is there and what is wrong; exit status 2 where training could not work",
+    )
+    check.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+
+    shapes = command(
+        "shapes", _shapes, "write the built-in data set, in the layout of Tiny ImageNet"
+    )
+    shapes.add_argument("--classes", type=int, default=10, metavar="N")
+    shapes.add_argument("--train_per_class", type=int, default=80, metavar="N")
+    shapes.add_argument("--val_per_class", type=int, default=20, metavar="N")
+    shapes.add_argument("--seed", type=int, default=0)
+
+    show = command("show", _show, "draw augmented training batches: what the model will see")
+    show.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    show.add_argument(
+        "--aug_strength", type=float, default=1.0, metavar="S", help="0 to 2 (default: 1)"
+    )
+    show.add_argument("-o", "--output", type=Path, default=Path("augmented.png"), metavar="FILE")
+    return parser
+
+
+def _fetch(options) -> int:
+    if options.dataset == "cifar10":
+        if options.url or options.zip or options.md5:
+            raise Mistake("--url, --zip and --md5 are for --dataset=tiny-imagenet only")
+        cifar10.fetch(options.data_dir)
+        return 0
+    import fetch
+
+    if (options.data_dir / "wnids.txt").is_file():
+        print(f"{options.data_dir} is a data set already (`python data.py check` examines it)")
+        return 0
+    chosen = {"url": options.url, "zip_file": options.zip, "md5": options.md5}
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if options.md5 == "none":
+        chosen["md5"] = None
+    fetch.fetch_tiny_imagenet(options.data_dir, **chosen)
+    return 0
+
+
+def _check(options) -> int:
+    import check
+
+    if options.dataset == "cifar10":
+        return check.check_cifar10(load("cifar10", options.data_dir))
+    return check.check_layout(_layout_root(options.dataset, options.data_dir))
+
+
+def _shapes(options) -> int:
+    from shapes import write_shapes
+
+    root = options.data_dir / "shapes"
+    write_shapes(
+        root, options.classes, options.train_per_class, options.val_per_class, options.seed
+    )
+    per_class = options.train_per_class + options.val_per_class
+    print(f"{root}: {options.classes * per_class} images of {options.classes} classes")
+    return 0
+
+
+def _show(options) -> int:
+    from augment import Augmentation, Augmenter
+    from viz import augmented_batch
+
+    if not 0 <= options.aug_strength <= 2:
+        raise Mistake(f"--aug_strength={options.aug_strength} is not in 0..2")
+    if not options.output.parent.is_dir():
+        raise Mistake(f"--output={options.output}: there is no folder {options.output.parent}")
+    if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise Mistake(f"--output={options.output} must end in .png or .jpg")
+    data = load(options.dataset, options.data_dir)
+    recipe = Augmentation(crop_padding=4, flip=0.5, rotate_degrees=5, cutout_size=16)
+    augmentation = recipe.at_strength(options.aug_strength, data.images.shape[1])
+    indices = data.train[dice.order(len(data.train), 0)[:8]]
+    augmented_batch(data, Augmenter(augmentation, data.fill, seed=0), indices).save(options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,36 @@
+"""Worker processes for work on many files: they leave Ctrl-C to their parent and die with it."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+PARENT_CHECK_S = 1.0
+
+
+def cores() -> int:
+    """Processors that this process may use (not all that the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_pool(processes: int) -> ProcessPoolExecutor:
+    # fork starts in milliseconds and the work is files and numpy only; elsewhere fork is not safe.
+    method = "fork" if sys.platform == "linux" else "spawn"
+    return ProcessPoolExecutor(
+        processes, multiprocessing.get_context(method), _start, (os.getpid(),)
+    )
+
+
+def _start(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)

@@ -1,0 +1,88 @@
+"""What the tests share: a small data set in the layout of Tiny ImageNet, and the commands as users
+call them.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+REPO = Path(__file__).parent.parent
+WNIDS = ("n00000003", "n00000001", "n00000002")  # not sorted, like the real one
+
+
+def write_jpeg(path: Path, seed: int, grey: bool = False, size: tuple[int, int] = (64, 64)) -> None:
+    """Smooth noise that differs with the seed."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.convert("L" if grey else "RGB").save(path, "JPEG", quality=75)
+
+
+def write_tree(root: Path, train: int = 10, val: int = 4) -> Path:
+    """3 classes with `train` and `val` images each, with boxes; one is grey, none are identical."""
+    seed = 0
+    annotations = []
+    for label, wnid in enumerate(WNIDS):
+        rows = []
+        for i in range(train):
+            write_jpeg(
+                root / f"train/{wnid}/images/{wnid}_{i}.JPEG", seed := seed + 1, i == label == 0
+            )
+            rows.append(f"{wnid}_{i}.JPEG\t{i}\t{label}\t60\t50")
+        (root / f"train/{wnid}/{wnid}_boxes.txt").write_text("\n".join(rows) + "\n")
+        for i in range(val):
+            name = f"val_{label * val + i}.JPEG"
+            write_jpeg(root / "val/images" / name, seed := seed + 1)
+            annotations.append(f"{name}\t{wnid}\t{i}\t7\t40\t63")
+    (root / "val/val_annotations.txt").write_text("\n".join(annotations) + "\n")
+    (root / "wnids.txt").write_text("\n".join(WNIDS) + "\n")
+    words = [
+        "n00000001\tgoldfish, Carassius auratus",
+        "n00000003\tEgyptian cat",
+        "n09999999\tunused",
+    ]
+    (root / "words.txt").write_text("\n".join(words) + "\n")
+    return root
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A folder for --data_dir, with a small Tiny ImageNet in it."""
+    write_tree(tmp_path / "data" / "tiny-imagenet-200")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def tree(data_dir: Path) -> Path:
+    return data_dir / "tiny-imagenet-200"
+
+
+def run(*command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+    """`run("data.py", "check", …)` as a user would, from anywhere."""
+    script, *arguments = command
+    return subprocess.run(
+        [sys.executable, REPO / script, *arguments],
+        cwd=cwd,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def assert_mistake(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Exit status 2, one or two lines on stderr with all these words, no traceback."""
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert 1 <= len(done.stderr.strip().splitlines()) <= 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def all_files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

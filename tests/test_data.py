@@ -1,0 +1,263 @@
+"""The commands of data.py, as a user types them."""
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WNIDS, all_files, assert_mistake, run, write_jpeg
+from PIL import Image
+
+import data
+from cli import Mistake
+
+
+def check(data_dir: Path):
+    return run("data.py", "check", "--data_dir", data_dir)
+
+
+def test_check_counts_what_is_there(data_dir, tree):
+    train = tree / "train"
+    twin = train / WNIDS[0] / "images" / f"{WNIDS[0]}_3.JPEG"
+    shutil.copy(twin, train / WNIDS[1] / "images" / f"{WNIDS[1]}_3.JPEG")  # contradicts
+    shutil.copy(twin, tree / "val/images/val_4.JPEG")  # contradicts, across train and val
+    boxes = train / WNIDS[2] / f"{WNIDS[2]}_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("\t60\t50", "\t0\t50", 1))
+    done = check(data_dir)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "3 classes, 42 images" in text
+    assert "30 images, 10 a class (the official set has 500)" in text
+    assert "12 images, 4 a class (the official set has 50)" in text
+    assert "greyscale 1 (1 train, 0 val)" in text
+    # Three identical files are three pairs: one within class 1, whose val image is the third.
+    assert (
+        "2 pairs with two different labels (1 of them across train and val), 1 with the same"
+        in text
+    )
+    assert "boxes 42, 1 of them degenerate (1 train, 0 val)" in text
+    assert "nothing here stands in the way" in text
+    assert done.stderr == ""
+
+
+def test_check_takes_the_folder_itself(tree):
+    assert check(tree).returncode == 0
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+BAD_IMAGES = {  # how an image is spoilt: what check and training say of it
+    "truncated": (truncate, "is broken", "unreadable: 1"),
+    "without its last byte": (
+        lambda p: p.write_bytes(p.read_bytes()[:-1]),
+        "is broken",
+        "unreadable: 1",
+    ),
+    "empty": (lambda p: p.write_bytes(b""), "is no image", "unreadable: 1"),
+    "a text": (lambda p: p.write_text("no image"), "is no image", "unreadable: 1"),
+    "of another size": (
+        lambda p: write_jpeg(p, 1, size=(64, 63)),
+        "is 64x63, not 64x64",
+        "wrong size: 1",
+    ),
+    "huge": (lambda p: write_jpeg(p, 1, size=(3000, 20)), "is 3000x20, not 64x64", "wrong size: 1"),
+    "cmyk": (
+        lambda p: Image.new("CMYK", (64, 64)).save(p, "JPEG"),
+        "colour mode CMYK",
+        "colour mode: 1",
+    ),
+    "16 bits": (
+        lambda p: Image.fromarray(np.zeros((64, 64), np.uint16)).save(p, "PNG"),
+        "colour mode I;16",
+        "colour mode: 1",
+    ),
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "Is a directory", "unreadable: 1"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_IMAGES)
+def test_a_bad_image(data_dir, tree, bad):
+    spoil, text, counted = BAD_IMAGES[bad]
+    spoil(tree / f"train/{WNIDS[1]}/images/{WNIDS[1]}_7.JPEG")
+    done = check(data_dir)
+    assert_mistake(done, "1 images cannot be used")
+    assert any(f"{WNIDS[1]}_7.JPEG" in line and text in line for line in done.stdout.splitlines())
+    assert counted in done.stdout
+    before = all_files(data_dir)
+    training = run("data.py", "show", "--data_dir", data_dir, "-o", data_dir / "x.png")
+    assert_mistake(training, f"{WNIDS[1]}_7.JPEG", text, "python data.py check")
+    assert [f for f in all_files(data_dir) if ".cache" not in f] == before
+    assert not list((data_dir / ".cache").glob("*v*"))
+
+
+def remove(*parts: str):
+    def spoil(tree: Path):
+        path = tree.joinpath(*parts)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return spoil
+
+
+def empty(*parts: str):
+    def spoil(tree: Path):
+        for file in tree.joinpath(*parts).iterdir():
+            file.unlink()
+
+    return spoil
+
+
+BAD_TREES = {
+    "no folder at all": (lambda tree: shutil.rmtree(tree), ("--data_dir", "python data.py fetch")),
+    "no list of classes": (remove("wnids.txt"), ("wnids.txt is missing", "python data.py fetch")),
+    "a class is gone": (remove("train", WNIDS[1]), (WNIDS[1], "is missing")),
+    "a class is empty": (empty("train", WNIDS[1], "images"), (WNIDS[1], "has no images")),
+    "train is gone": (remove("train"), (WNIDS[0], "is missing")),
+    "broken val annotation": (
+        lambda tree: (tree / "val/val_annotations.txt").write_text("val_0.JPEG\tx\n"),
+        ("val_annotations.txt, line 1",),
+    ),
+    "broken box": (
+        lambda tree: (tree / f"train/{WNIDS[0]}/{WNIDS[0]}_boxes.txt").write_text("a b c\n"),
+        (f"{WNIDS[0]}_boxes.txt, line 1",),
+    ),
+    "val annotations are gone": (
+        remove("val", "val_annotations.txt"),
+        ("val_annotations.txt has no line",),
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_TREES)
+@pytest.mark.parametrize("command", ["check", "show"])
+def test_a_bad_tree(data_dir, tree, bad, command):
+    spoil, words = BAD_TREES[bad]
+    spoil(tree)
+    before = all_files(data_dir)
+    output = ["-o", data_dir / "x.png"] if command == "show" else []
+    assert_mistake(run("data.py", command, "--data_dir", data_dir, *output), *words)
+    left = [f for f in all_files(data_dir) if f not in (".cache", ".cache/tiny-imagenet.lock")]
+    assert left == before
+
+
+MISTAKES = {
+    "data_dir is a file": (["check", "--data_dir", "FILE"], ["is a file"]),
+    "data_dir is missing": (
+        ["check", "--data_dir", "nowhere"],
+        ["nowhere", "python data.py fetch"],
+    ),
+    "unknown flag": (["check", "--datadir=x"], ["--datadir", "did you mean '--data_dir'"]),
+    "unknown command": (["chekc"], ["chekc", "check"]),
+    "no command": ([], ["COMMAND"]),
+    "unknown data set": (["check", "--dataset=shape"], ["shape", "tiny-imagenet"]),
+    "strength too large": (["show", "--dataset=shapes", "--aug_strength=2.5"], ["2.5", "0..2"]),
+    "strength is not a number": (["show", "--dataset=shapes", "--aug_strength=nan"], ["nan"]),
+    "too few shapes": (["shapes", "--classes=1"], ["classes"]),
+    "no images": (["shapes", "--train_per_class=0"], ["train_per_class"]),
+    "no cifar10": (["check", "--dataset=cifar10"], ["fetch --dataset=cifar10"]),
+    "zip is missing": (["fetch", "--zip=nowhere.zip"], ["nowhere.zip"]),
+    "zip is no zip": (["fetch", "--zip=FILE", "--md5=none"], ["zip"]),
+    "zip has another md5": (["fetch", "--zip=FILE"], ["md5"]),
+    "url is none": (["fetch", "--url=file:///etc/passwd"], ["http"]),
+    "output folder is missing": (["show", "--dataset=shapes", "-o", "no/where.png"], ["no"]),
+    "output is no picture": (["show", "--dataset=shapes", "-o", "x.txt"], ["x.txt", ".png"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_on_the_command_line(tmp_path, mistake):
+    arguments, words = MISTAKES[mistake]
+    (tmp_path / "FILE").write_text("something")
+    done = run("data.py", *arguments, cwd=tmp_path)
+    assert_mistake(done, *words)
+    assert all_files(tmp_path) == ["FILE"]
+
+
+def test_a_zip_that_leaves_its_folder(tmp_path):
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr("tiny-imagenet-200/wnids.txt", "n1\nn2\n")
+        archive.writestr("tiny-imagenet-200/../../evil.txt", "evil")
+    done = run(
+        "data.py", "fetch", "--zip=evil.zip", "--md5=none", "--data_dir=inner/data", cwd=tmp_path
+    )
+    assert_mistake(done, "evil.txt")
+    assert not list(tmp_path.rglob("evil.txt"))
+    assert not list(tmp_path.rglob("wnids.txt"))
+
+
+def test_fetch_of_a_local_zip_then_check(tmp_path, tree):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        for file in tree.rglob("*"):
+            archive.write(file, Path("tiny-imagenet-200") / file.relative_to(tree))
+    target = tmp_path / "a folder with spaces"
+    for _ in range(2):
+        done = run(
+            "data.py", "fetch", "--zip", tmp_path / "some.zip", "--md5=none", "--data_dir", target
+        )
+        assert done.returncode == 0, done.stderr
+    assert all_files(target / "tiny-imagenet-200") == all_files(tree)
+    assert check(target).returncode == 0
+
+
+def test_shapes_then_show(tmp_path):
+    done = run("data.py", "shapes", "--train_per_class=5", "--val_per_class=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "data/shapes: 80 images of 10 classes" in done.stdout
+    picture = tmp_path / "augmented.png"
+    done = run("data.py", "show", "--dataset=shapes", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = Image.open(picture)
+    assert min(rows.size) > 500
+    assert len(data.get("shapes", tmp_path / "data")[1].images) == 80  # not generated anew
+    done = run("data.py", "check", "--dataset=shapes", cwd=tmp_path)
+    assert "10 classes, 80 images" in done.stdout
+
+
+def test_shapes_are_generated_on_first_use(tmp_path):
+    loaded = data.load("shapes", tmp_path)
+    assert (len(loaded.train), len(loaded.val)) == (700, 300)
+    assert loaded.images.shape == (1000, 64, 64, 3)
+    mean = loaded.images.mean(axis=(0, 1, 2)) / 255
+    std = loaded.images.reshape(-1, 3).std(axis=0) / 255
+    np.testing.assert_allclose(data.NORMALIZATIONS["shapes"], (mean, std), atol=0.01)
+
+
+def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
+    """A small archive in the published format; its md5 takes the place of the published one."""
+    import hashlib
+    import pickle
+
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    pixels = np.random.default_rng(0)
+    names = [f"class {i}" for i in range(10)]
+    md5 = {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
+        rows = pixels.integers(0, 256, (20, 3072), dtype=np.uint8)
+        write(name, {"data": rows, "labels": [i % 10 for i in range(20)]})
+    write("batches.meta", {"label_names": names})
+    for attribute in ("train_list", "test_list"):
+        listed = [[name, md5[name]] for name, _ in getattr(CIFAR10, attribute)]
+        monkeypatch.setattr(CIFAR10, attribute, listed)
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
+
+    for split in ("pooled", "official"):  # the real test set validates in any case
+        loaded = data.load("cifar10", tmp_path, split=split)
+        assert loaded.train.tolist() == list(range(100))
+        assert loaded.val.tolist() == list(range(100, 120))
+    assert loaded.images.shape == (120, 32, 32, 3)
+    row = pickle.loads((folder / "test_batch").read_bytes())["data"][3]
+    np.testing.assert_array_equal(loaded.images[103], row.reshape(3, 32, 32).transpose(1, 2, 0))
+    assert [loaded.class_name(i) for i in range(10)] == names
+    (folder / "data_batch_2").write_bytes(b"altered")
+    with pytest.raises(Mistake, match="is not whole; remove it and get it again"):
+        data.load("cifar10", tmp_path)

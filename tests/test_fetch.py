@@ -1,0 +1,730 @@
+"""fetch.py against a server on the loopback that cuts, stalls and lies, and hostile archives."""
+
+import errno
+import hashlib
+import io
+import random
+import re
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+import fetch
+from cli import Failure, Mistake
+
+ROOT = Path(fetch.__file__).parent
+NAME = "tiny-imagenet-200"
+FILES = {"wnids.txt": b"n01\nn02\n", "words.txt": b"n01\tcat\n"} | {
+    f"train/n01/images/n01_{i}.JPEG": random.Random(i).randbytes(20_000) for i in range(10)
+}
+
+
+def make_zip(files: dict[str, bytes], top: str = f"{NAME}/", extra=()) -> bytes:
+    """`extra`: (name or ZipInfo, content) pairs written as they are, after the files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        if top:
+            archive.writestr(top, b"")
+        for name, content in files.items():
+            archive.writestr(top + name, content)
+        for name, content in extra:
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+ZIP = make_zip(FILES)
+MD5 = hashlib.md5(ZIP).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers with `server.body`; the first of `server.plans`, if any, says how to misbehave."""
+
+    def do_GET(self):
+        server, start = self.server, 0
+        plan = server.plans.pop(0) if server.plans else dict(server.always)
+        asked = self.headers.get("Range")
+        server.ranges.append(asked)
+        server.arrived.set()
+        if "status" in plan:
+            return self.send_error(plan["status"])
+        if "location" in plan:
+            self.send_response(302)
+            self.send_header("Location", plan["location"])
+            return self.end_headers()
+        if asked and plan.get("ranges", True):
+            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
+            if start >= len(server.body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(server.body)}")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            start += plan.get("shift", 0)
+            self.send_response(206)
+            said = f"bytes {start}-{len(server.body) - 1}/{len(server.body)}"
+            self.send_header("Content-Range", said)
+        else:
+            self.send_response(200)
+        if plan.get("length", True):
+            self.send_header("Content-Length", str(len(server.body) - start))
+        self.end_headers()
+        body = server.body[start:]
+        if "cut" in plan:
+            body = body[: plan["cut"]]
+        server.served += len(body)  # before: the client may be done before we run again
+        self.wfile.write(body)
+        if plan.get("hang"):  # silent, but not closed
+            server.gate.wait(20)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(fetch, "TIMEOUT_SECONDS", 0.3)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.body, server.plans, server.always = ZIP, [], {}
+    server.ranges, server.served = [], 0
+    server.arrived, server.gate = threading.Event(), threading.Event()
+    server.url = f"http://127.0.0.1:{server.server_port}/{NAME}.zip"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.gate.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    return tmp_path / "my data"
+
+
+def part(data_dir: Path) -> Path:
+    return data_dir / f"{NAME}.zip.part"
+
+
+def left(data_dir: Path) -> list[str]:
+    return sorted(path.name for path in data_dir.iterdir()) if data_dir.exists() else []
+
+
+def assert_whole(data_dir: Path) -> None:
+    """The data set, byte for byte, and nothing beside it."""
+    target = data_dir / NAME
+    found = {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()}
+    assert found == FILES
+    assert left(data_dir) == [NAME]
+
+
+def one_line(info) -> str:
+    message = str(info.value)
+    assert message and "\n" not in message
+    return message
+
+
+# ---- the download
+
+
+def test_plain_download(server, data_dir, capsys):
+    assert fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5.upper()) == data_dir / NAME
+    assert_whole(data_dir)
+    assert server.ranges == [None] and server.served == len(ZIP)
+    assert server.url in capsys.readouterr().out
+
+
+def test_already_there_asks_nobody(server, data_dir, capsys):
+    (data_dir / NAME).mkdir(parents=True)
+    assert fetch.fetch_tiny_imagenet(data_dir, server.url) == data_dir / NAME
+    assert server.ranges == [] and left(data_dir) == [NAME]
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "already there" in out and "python data.py check" in out
+
+
+def test_cut_connection_goes_on_in_the_same_run(server, data_dir):
+    server.plans = [{"cut": 70_000}, {"cut": 1_000}, {"status": 503}]
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert server.ranges == [None, "bytes=70000-", "bytes=71000-", "bytes=71000-"]
+    assert server.served == len(ZIP)  # not one byte twice
+
+
+def test_more_cuts_than_tries_are_fine_while_something_comes(server, data_dir):
+    server.always = {"cut": len(ZIP) // 8}
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert len(server.ranges) > fetch.TRIES and server.served == len(ZIP)
+
+
+def test_cut_for_ever_keeps_the_part_for_the_next_run(server, data_dir):
+    server.plans = [{"cut": 50_000}]
+    server.always = {"cut": 0}
+    with pytest.raises(Failure) as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    message = one_line(info)
+    assert server.url in message and "same command" in message
+    assert "--url" in message and "--zip" in message
+    assert len(server.ranges) == 1 + fetch.TRIES
+    assert part(data_dir).read_bytes() == ZIP[:50_000] and left(data_dir) == [part(data_dir).name]
+    server.always, before = {}, server.served
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert server.served - before == len(ZIP) - 50_000
+
+
+def test_server_without_ranges_starts_over(server, data_dir):
+    server.plans = [{"ranges": False, "cut": 90_000}]
+    server.always = {"ranges": False}
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert server.ranges == [None, "bytes=90000-"] and server.served == 90_000 + len(ZIP)
+
+
+def test_server_without_ranges_that_always_cuts_is_given_up(server, data_dir):
+    # Now a little further than the time before, now not: never further than the first time.
+    server.plans = [{"ranges": False, "cut": cut} for cut in [20_000, 10_000] * 10]
+    with pytest.raises(Failure, match="ended early"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert len(server.ranges) == 1 + fetch.TRIES
+
+
+def test_part_of_another_file_never_gets_mixed_in(server, data_dir):
+    data_dir.mkdir()
+    part(data_dir).write_bytes(bytes(1_000))
+    with pytest.raises(Mistake, match=f"expected md5 {MD5}, got"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert left(data_dir) == []
+    part(data_dir).write_bytes(bytes(1_000))
+    with pytest.raises(Mistake):  # without an md5 the archive's own checksums and offsets tell
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=None)
+    assert left(data_dir) == []
+
+
+def test_part_longer_than_the_file_is_replaced(server, data_dir):
+    data_dir.mkdir()
+    part(data_dir).write_bytes(bytes(len(ZIP) + 5))
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+
+
+@pytest.mark.parametrize(
+    "md5, requests", [(MD5, []), (None, [f"bytes={len(ZIP)}-"])], ids=["verified", "any"]
+)
+def test_whole_part_is_not_fetched_again(server, data_dir, md5, requests):
+    data_dir.mkdir()
+    part(data_dir).write_bytes(ZIP)
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=md5)
+    assert_whole(data_dir)
+    assert server.ranges == requests and server.served == 0
+
+
+def test_another_range_than_asked_is_not_appended(server, data_dir):
+    server.plans = [{"cut": 10_000}, {"shift": 7}]
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=None)
+    assert_whole(data_dir)
+    assert server.ranges == [None, "bytes=10000-", None]
+
+
+def test_wrong_md5_leaves_nothing(server, data_dir):
+    with pytest.raises(Mistake) as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5="0" * 32)
+    message = one_line(info)
+    assert "0" * 32 in message and MD5 in message and "--md5=none" in message
+    assert left(data_dir) == []
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_wrong_size_of_the_official_archive(server, data_dir, monkeypatch, length):
+    monkeypatch.setattr(fetch, "OFFICIAL_BYTES", len(ZIP) + 1)
+    server.always = {"length": length}
+    with pytest.raises(Mistake) as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=fetch.OFFICIAL_MD5)
+    assert f"expected {len(ZIP) + 1:,} bytes, got {len(ZIP):,}" in one_line(info)
+    assert left(data_dir) == []
+
+
+def test_a_page_of_another_size_does_not_overwrite_a_good_beginning(server, data_dir, monkeypatch):
+    monkeypatch.setattr(fetch, "OFFICIAL_BYTES", len(ZIP))
+    monkeypatch.setattr(fetch, "OFFICIAL_MD5", MD5)
+    data_dir.mkdir()
+    part(data_dir).write_bytes(ZIP[:60_000])
+    server.body, server.always = b"<html>log in first</html>", {"ranges": False}
+    with pytest.raises(Mistake, match="bytes, got 25"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    server.body, server.always = ZIP, {}
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert server.ranges[-1] == "bytes=60000-"
+
+
+@pytest.mark.parametrize("code", [403, 404, 410])
+def test_client_errors_are_final(server, data_dir, code):
+    server.always = {"status": code}
+    with pytest.raises(Mistake) as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    message = one_line(info)
+    assert str(code) in message and server.url in message and "--zip" in message
+    assert len(server.ranges) == 1 and left(data_dir) == []
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 503])
+def test_passing_errors_are_tried_again(server, data_dir, code):
+    server.plans = [{"status": code}] * (fetch.TRIES - 1)
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    server.plans = [{"status": code}] * fetch.TRIES
+    with pytest.raises(Failure, match=str(code)) as info:
+        fetch.fetch_tiny_imagenet(data_dir.with_name("other"), server.url, md5=MD5)
+    one_line(info)
+
+
+def test_stalled_connection_goes_on(server, data_dir):
+    server.plans = [{"cut": 40_000, "hang": True}]
+    start = time.monotonic()
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert time.monotonic() - start < 5
+    assert_whole(data_dir)
+    assert server.ranges == [None, "bytes=40000-"]
+
+
+def test_connection_kept_open_after_the_last_byte(server, data_dir):
+    server.always = {"hang": True}
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert len(server.ranges) == 1
+
+
+def test_pauses_grow(server, data_dir, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(fetch, "PAUSE_SECONDS", 1.0)
+    monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+    server.always = {"status": 500}
+    with pytest.raises(Failure):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert pauses == [2, 4, 8, 16]
+
+
+def test_nobody_listens(server, data_dir):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(Failure, match="refused") as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert server.url in one_line(info)
+
+
+def test_ctrl_c_keeps_the_part(server, data_dir, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch.time, "sleep", interrupted)
+    server.plans = [{"cut": 30_000}]
+    with pytest.raises(KeyboardInterrupt):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert left(data_dir) == [part(data_dir).name]
+    assert part(data_dir).read_bytes() == ZIP[:30_000]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://127.0.0.1/x.zip",
+        "file:///etc/passwd",
+        "x.zip",
+        "",
+        "http://",
+        "http:///x",
+        "http://a/b c",
+        "http://a/ü",
+        "http://a:b/x",
+        "http://[a/x",
+        "http://a..b/x",
+        "http://a/x\n",
+    ],
+)
+def test_addresses_that_are_none(data_dir, url):
+    with pytest.raises(Mistake, match="url|no valid address"):
+        fetch.fetch_tiny_imagenet(data_dir, url)
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://127.0.0.1/"])
+def test_redirects_leave_http_no_more_than_addresses_do(server, data_dir, location):
+    server.always = {"location": location}
+    with pytest.raises(Mistake, match="302"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("md5", ["", "none", "123", "g" * 32])
+def test_md5_that_is_none(server, data_dir, md5):
+    with pytest.raises(Mistake, match="--md5="):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=md5)
+    assert server.ranges == [] and not data_dir.exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_data_dir_that_is_a_file(server, tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(Mistake, match="not a folder"):
+        fetch.fetch_tiny_imagenet(tmp_path / "file" / below, server.url, md5=MD5)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["file", "link to nowhere"])
+def test_target_that_is_no_folder(server, data_dir, kind):
+    data_dir.mkdir()
+    if kind == "file":
+        (data_dir / NAME).write_text("mine")
+    else:
+        (data_dir / NAME).symlink_to("nowhere")
+    with pytest.raises(Mistake, match="not a folder; remove it"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert server.ranges == [] and left(data_dir) == [NAME]
+
+
+# ---- the disk
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_while_downloading_is_no_broken_connection(server, data_dir, monkeypatch):
+    real = Path.open
+
+    class Full(io.BytesIO):
+        write = full
+
+    def opened(path, mode="r"):
+        return Full() if mode == "wb" else real(path, mode)
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(Failure, match="No space left") as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert f"needed {len(ZIP):,} bytes" in one_line(info)
+    assert len(server.ranges) == 1 and left(data_dir) == []
+
+
+def test_full_disk_while_unpacking_leaves_only_the_archive(server, data_dir, monkeypatch):
+    real, calls = shutil.copyfileobj, []
+
+    def third_is_full(source, file):
+        calls.append(source)
+        return full() if len(calls) == 3 else real(source, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch.shutil, "copyfileobj", third_is_full)
+        with pytest.raises(Failure) as info:
+            fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert re.search(r"needed [\d,]+ bytes, [\d,]+ are free", one_line(info))
+    assert left(data_dir) == [part(data_dir).name]
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)  # with room, without the network
+    assert_whole(data_dir)
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("free", [len(ZIP) - 1, len(ZIP)])
+def test_too_little_room_is_seen_beforehand(server, data_dir, monkeypatch, free):
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    with pytest.raises(Failure, match=f"{free:,} are free"):
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    # Room for the archive alone: it is fetched, and kept for when there is more.
+    assert left(data_dir) == ([part(data_dir).name] if free == len(ZIP) else [])
+
+
+def test_other_errors_of_the_disk_are_not_hidden(tmp_path, data_dir, monkeypatch):
+    def broken(source, file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fetch.shutil, "copyfileobj", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        unpack(tmp_path, data_dir, ZIP)
+    assert left(data_dir) == []
+
+
+# ---- the archive
+
+
+def unpack(tmp_path: Path, data_dir: Path, content: bytes, md5: str | None = None) -> Path:
+    """Fetch from a local archive, which must stay as it is."""
+    local = tmp_path / "local.zip"
+    local.write_bytes(content)
+    try:
+        return fetch.fetch_tiny_imagenet(data_dir, zip_file=local, md5=md5)
+    finally:
+        assert local.read_bytes() == content
+
+
+def test_local_zip(tmp_path, data_dir):
+    assert unpack(tmp_path, data_dir, ZIP, MD5) == data_dir / NAME
+    assert_whole(data_dir)
+    assert stat.S_IMODE((data_dir / NAME).stat().st_mode) == stat.S_IMODE(data_dir.stat().st_mode)
+
+
+def test_local_zip_without_the_top_folder(tmp_path, data_dir):
+    unpack(tmp_path, data_dir, make_zip(FILES, top=""))
+    assert_whole(data_dir)
+
+
+def test_local_zip_of_another_md5(tmp_path, data_dir):
+    with pytest.raises(Mistake) as info:
+        unpack(tmp_path, data_dir, ZIP, "0" * 32)
+    message = one_line(info)
+    assert "local.zip" in message and MD5 in message and "--md5=none" in message
+    assert not data_dir.exists()
+
+
+def test_local_zip_that_is_missing(tmp_path, data_dir):
+    with pytest.raises(Mistake, match="missing.zip: no such file"):
+        fetch.fetch_tiny_imagenet(data_dir, zip_file=tmp_path / "missing.zip")
+    assert not data_dir.exists()
+
+
+def member(name: str, mode: int = 0) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    return info
+
+
+LINK, PIPE = stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644
+HOSTILE = {
+    "parent": (member("../evil"), "evil"),
+    "parent inside": (member(f"{NAME}/../../evil"), "evil"),
+    "absolute": (member("/tmp/tinysweep-evil"), "evil"),
+    "two slashes": (member(f"{NAME}//evil"), "evil"),
+    "dot": (member(f"{NAME}/./evil"), "evil"),
+    "drive": (member("C:evil"), "evil"),
+    "backslash": (member(f"{NAME}\\evil"), "evil"),
+    "long": (member(f"{NAME}/evil{'l' * 300}"), "evil"),
+    "symlink": (member(f"{NAME}/evil", LINK), "evil"),
+    "pipe": (member(f"{NAME}/evil", PIPE), "evil"),
+    "folder without slash": (member(f"{NAME}/evil", stat.S_IFDIR | 0o755), "evil"),
+    "twice": (member(f"{NAME}/words.txt"), "words.txt"),
+    "file and folder": (member(f"{NAME}/words.txt/evil"), "evil"),
+    "folder and file": (member(f"{NAME}/train/n01"), "n01"),
+    "outside": (member("evil.txt"), "not Tiny ImageNet"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_members_are_refused(tmp_path, data_dir, case):
+    info, named = HOSTILE[case]
+    with pytest.raises(Mistake) as raised:
+        unpack(tmp_path, data_dir, make_zip(FILES, extra=[(info, b"evil")]))
+    assert named in one_line(raised)
+    assert left(data_dir) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["local.zip"]
+    assert not Path("/tmp/tinysweep-evil").exists()
+
+
+def patched(content: bytes, name: str, at: int, value: bytes) -> bytes:
+    """Overwrite a field of the central directory's entry for `name`."""
+    start = content.rindex(name.encode(), 0, content.rindex(b"PK\5\6")) - 46 + at
+    return content[:start] + value + content[start + len(value) :]
+
+
+def test_encrypted_member(tmp_path, data_dir):
+    with pytest.raises(Mistake, match="words.txt.*encrypted"):
+        unpack(tmp_path, data_dir, patched(ZIP, f"{NAME}/words.txt", 8, b"\1\0"))
+    assert left(data_dir) == []
+
+
+def test_name_with_a_zero_byte(tmp_path, data_dir):
+    with pytest.raises(Mistake, match="or none at all"):
+        unpack(tmp_path, data_dir, ZIP.replace(b"/words.txt", b"/words\0txt"))
+    assert left(data_dir) == []
+
+
+def test_unusual_compression(tmp_path, data_dir):
+    info = member(f"{NAME}/odd.txt")
+    info.compress_type = zipfile.ZIP_BZIP2
+    with pytest.raises(Mistake, match="odd.txt.*unusual"):
+        unpack(tmp_path, data_dir, make_zip(FILES, extra=[(info, b"odd")]))
+    assert left(data_dir) == []
+
+
+@pytest.mark.parametrize("where", ["first", "last"])  # the member's own header, the directory's
+def test_name_that_is_no_utf8(tmp_path, data_dir, where):
+    content = bytearray(make_zip(FILES, extra=[(member(f"{NAME}/\xfc.txt"), b"x")]))
+    at = (content.index if where == "first" else content.rindex)("\xfc".encode())
+    content[at : at + 2] = b"\xff\xff"
+    with pytest.raises(Mistake, match="damaged" if where == "first" else "not a whole zip"):
+        unpack(tmp_path, data_dir, bytes(content))
+    assert left(data_dir) == []
+
+
+def test_member_beyond_the_end(tmp_path, data_dir):
+    """Its place in 64 bits, which no file can reach."""
+    info = member(f"{NAME}/far.txt")
+    info.extra = struct.pack("<HHQ", 1, 8, 2**64 - 1)
+    content = patched(make_zip(FILES, extra=[(info, b"far")]), info.filename, 42, b"\xff" * 4)
+    with pytest.raises(Mistake, match="far.txt.*outside"):
+        unpack(tmp_path, data_dir, content)
+    assert left(data_dir) == []
+
+
+@pytest.mark.parametrize("size", [3, 9, 1 << 20])  # words.txt has 8
+def test_member_that_lies_about_its_size(tmp_path, data_dir, size):
+    name = f"{NAME}/words.txt"
+    lie = patched(ZIP, name, 24, size.to_bytes(4, "little"))
+    with pytest.raises(Mistake, match="words.txt.*damaged"):
+        unpack(tmp_path, data_dir, lie)
+    assert left(data_dir) == []
+
+
+def test_member_is_never_written_beyond_its_declared_size(tmp_path, data_dir):
+    """A megabyte that says it is 3 bytes, with the checksum of those 3: no more than 3 come out."""
+    content = make_zip(FILES | {"words.txt": b"abc" + bytes(1 << 20)})
+    name = f"{NAME}/words.txt"
+    content = patched(content, name, 24, (3).to_bytes(4, "little"))
+    content = patched(content, name, 16, fetch.zlib.crc32(b"abc").to_bytes(4, "little"))
+    unpack(tmp_path, data_dir, content)
+    assert (data_dir / NAME / "words.txt").read_bytes() == b"abc"
+
+
+def test_bomb_by_ratio(tmp_path, data_dir):
+    with pytest.raises(Mistake, match="unpacks to 20,"):
+        unpack(tmp_path, data_dir, make_zip({"wnids.txt": b"n01\n", "bomb": bytes(20_000_000)}))
+    assert left(data_dir) == []
+
+
+def test_bomb_by_size(tmp_path, data_dir, monkeypatch):
+    total = sum(map(len, FILES.values()))
+    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", total - 1)
+    with pytest.raises(Mistake, match=f"unpacks to {total:,}"):
+        unpack(tmp_path, data_dir, ZIP)
+    monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", total)
+    unpack(tmp_path, data_dir, ZIP)
+    assert_whole(data_dir)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>", ZIP[: len(ZIP) // 2], ZIP[:-30], ZIP[-3000:]],
+)
+def test_not_a_whole_zip(tmp_path, data_dir, content):
+    with pytest.raises(Mistake, match=r"local\.zip: "):
+        unpack(tmp_path, data_dir, content)
+    assert left(data_dir) == []
+
+
+def test_not_tiny_imagenet(tmp_path, data_dir):
+    with pytest.raises(Mistake, match="not Tiny ImageNet"):
+        unpack(tmp_path, data_dir, make_zip({"classes.txt": b"n01\n"}))
+    assert left(data_dir) == []
+
+
+def test_flipped_bit_is_seen_without_md5(tmp_path, data_dir):
+    middle = len(ZIP) // 2  # inside a JPEG
+    flipped = ZIP[:middle] + bytes([ZIP[middle] ^ 1]) + ZIP[middle + 1 :]
+    with pytest.raises(Mistake, match="n01_.*JPEG.*damaged"):
+        unpack(tmp_path, data_dir, flipped)
+    assert left(data_dir) == []
+
+
+def test_random_damage_never_gives_a_traceback(tmp_path, data_dir):
+    """Two damaged bytes anywhere: refused in one line, or unpacked where they do not matter."""
+    dice, small = random.Random(0), make_zip({"wnids.txt": b"n01\nn02\n", "val/a.txt": b"a" * 40})
+    refused = 0
+    for _ in range(400):
+        content = bytearray(small)
+        for _ in range(2):
+            content[dice.randrange(len(content))] = dice.randrange(256)
+        try:
+            unpack(tmp_path, data_dir, bytes(content))
+        except Mistake as mistake:
+            refused += 1
+            assert "\n" not in str(mistake) and left(data_dir) == []
+        else:
+            assert left(data_dir) == [NAME]
+            shutil.rmtree(data_dir / NAME)
+    assert refused > 200
+
+
+def test_bad_archive_that_was_downloaded_is_deleted(server, data_dir):
+    server.body = make_zip({"classes.txt": b"n01\n"})
+    with pytest.raises(Mistake, match="not Tiny ImageNet") as info:
+        fetch.fetch_tiny_imagenet(data_dir, server.url, md5=None)
+    assert server.url in one_line(info) and left(data_dir) == []
+
+
+def test_ctrl_c_while_unpacking(tmp_path, data_dir, monkeypatch):
+    def interrupted(source, file):
+        assert list(data_dir.glob(f".{NAME}.*/*"))  # something is there to be removed
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fetch.shutil, "copyfileobj", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(tmp_path, data_dir, ZIP)
+    assert left(data_dir) == []
+
+
+# ---- several processes
+
+CHILD = """
+import sys, pathlib, fetch
+fetch.fetch_tiny_imagenet(pathlib.Path(sys.argv[1]), sys.argv[2], md5=sys.argv[3])
+"""
+
+
+def start_fetch(data_dir: Path, url: str, code: str = CHILD) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, str(data_dir), url, MD5]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_second_fetch_waits_for_the_first(server, data_dir):
+    server.plans = [{"cut": 30_000, "hang": True}]
+    first = start_fetch(data_dir, server.url)
+    assert server.arrived.wait(30)
+    second = start_fetch(data_dir, server.url)
+    assert "waiting" in second.stdout.readline()
+    server.gate.set()
+    assert (first.wait(30), second.wait(30)) == (0, 0)
+    assert "already there" in second.stdout.read()
+    assert_whole(data_dir)
+    assert server.served == len(ZIP)
+
+
+def test_killed_leftovers_are_taken_up_and_cleaned(server, data_dir):
+    """A process that dies without a word in the middle of the unpacking, as of `kill -9`."""
+    die = "import os; os.rename = lambda *_: os._exit(9)"
+    killed = start_fetch(data_dir, server.url, die + CHILD)
+    assert killed.wait(30) == 9
+    assert left(data_dir) == [f".{NAME}.lock", f".{NAME}.unpacking", part(data_dir).name]
+    (data_dir / f".{NAME}.unpacking" / "half.JPEG").write_bytes(b"half")
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert len(server.ranges) == 1
+
+
+def test_lock_lets_one_in_at_a_time_although_its_file_is_deleted(tmp_path, capsys):
+    inside, most = [], []
+
+    def work():
+        for _ in range(40):
+            with fetch._locked(tmp_path / "lock"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0002)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 320 and max(most) == 1
+    assert left(tmp_path) == []
