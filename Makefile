@@ -12,6 +12,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
+	@echo "ready: .venv ($$($(PY) --version)); next: make demo"
 
 demo: .venv/.installed ## no account, no network: write the built-in data set, draw augmented batches
 	@$(PY) data.py shapes

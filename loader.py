@@ -113,11 +113,12 @@ def _loader(images: CachedImages, order: EpochOrder, workers: int) -> DataLoader
 
 
 def to_input(images: torch.Tensor, mean: tuple, std: tuple, image_size: int) -> torch.Tensor:
-    """uint8 (n, H, W, 3) to normalised float (n, 3, size, size) in channels_last, on the images'
-    device.
-    """
-    x = images.permute(0, 3, 1, 2).float()  # a view: the bytes already lie channels last
-    if image_size != x.shape[-1]:
+    """uint8 (n, H, W, 3) to normalised float (n, 3, size, size) in channels_last, on its device."""
+    n, height, width, channels = images.shape
+    # By rows of width x 3 numbers: broadcasting along the 3 alone is half as fast on a CPU.
+    x = images.reshape(n, height, width * channels).float()
+    mean, std = (torch.tensor(v, device=x.device).mul_(255).repeat(width) for v in (mean, std))
+    x = x.sub_(mean).div_(std).view(n, height, width, channels).permute(0, 3, 1, 2)
+    if image_size != height:
         x = interpolate(x, (image_size, image_size), mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) * 255 for v in (mean, std))
-    return ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+    return x.contiguous(memory_format=torch.channels_last)

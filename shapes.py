@@ -168,12 +168,14 @@ def _pattern(random: np.random.Generator) -> np.ndarray:
     turn, wave = random.uniform(0, 2 * np.pi), 2 * np.pi / random.uniform(8, 22)  # 8..22 pixels
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
     across, along = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-    coarse = (
-        0.9 * np.sin(wave * across),
-        0.8 * np.tanh(4 * np.sin(wave * across) * np.sin(wave * along)),
-        across / (SIDE / 2),
-        _clouds(random, 4, 8),
-    )[random.integers(4)]
+    coarse = _clouds(random, 4, 8)
+    kind = random.integers(4)
+    if kind == 0:
+        coarse = 0.9 * np.sin(wave * across)
+    elif kind == 1:
+        coarse = 0.8 * np.tanh(4 * np.sin(wave * across) * np.sin(wave * along))
+    elif kind == 2:
+        coarse = across / (SIDE / 2)
     return coarse + 0.4 * _clouds(random, 4, 16)
 
 

@@ -31,6 +31,7 @@ def same(a, b) -> bool:
     )
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_do_not_matter_and_epochs_differ(loaded):
     expected = None
     for workers in (0, 1, 3):
