@@ -14,13 +14,15 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
 	@echo "ready: .venv ($$($(PY) --version)); next: make demo"
 
-demo: .venv/.installed ## no account, no network: write the built-in data set, draw augmented batches
+demo: .venv/.installed ## no account, no network: a short tracked run on the built-in data set
 	@$(PY) data.py shapes
-	@$(PY) data.py check --dataset=shapes
 	@$(PY) data.py show --dataset=shapes -o augmented.png
+	@WANDB_MODE=offline $(PY) train.py --dataset=shapes --image_size=32 --epochs=3 --batch_size=32 \
+	  --max_lr=0.05 --run_id=demo-$$(date +%Y%m%d-%H%M%S)
 	@echo
-	@echo "The data set is in data/shapes, a picture of what training would see in augmented.png."
-	@echo "Next, the real one: $(PY) data.py fetch && $(PY) data.py check"
+	@echo "The run is in runs/demo-…: history.csv, summary.json, checkpoints, W&B's offline record."
+	@echo "What training saw: augmented.png. Look at the run: .venv/bin/wandb leet, in its folder."
+	@echo "Next: $(PY) train.py --help, or the real data: $(PY) data.py fetch"
 
 test: .venv/.installed-dev ## all tests but the slow ones
 	@$(PY) -m pytest -n auto -m "not slow"

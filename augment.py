@@ -103,7 +103,8 @@ class Augmenter:
         return out
 
     def _one(self, image: np.ndarray, drawn: Draw, i: int) -> np.ndarray:
-        do, size, padding = _albumentations(), image.shape[0], self.augmentation.crop_padding
+        do = albumentations_functions()
+        size, padding = image.shape[0], self.augmentation.crop_padding
         if padding:
             image = do.pad(image, padding, padding, padding, padding, do.mirror, None)
             image = image[drawn.y[i] : drawn.y[i] + size, drawn.x[i] : drawn.x[i] + size]
@@ -170,8 +171,8 @@ def mixup(images: np.ndarray, share: float) -> tuple[np.ndarray, float]:
 
 
 @cache
-def _albumentations() -> SimpleNamespace:
-    """Its functions, imported on first use (a second), with OpenCV kept to the calling thread."""
+def albumentations_functions() -> SimpleNamespace:
+    """What we use of it, imported on first use (1 s), with OpenCV kept to the calling thread."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks the package index for news
     import albumentations.augmentations.dropout.functional as dropout
     import albumentations.augmentations.geometric.functional as geometric

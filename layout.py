@@ -78,7 +78,7 @@ def find_root(data_dir: Path) -> Path:
 
 
 def read_layout(root: Path) -> Layout:
-    """List every image of the classes in wnids.txt; a class without any to train on is a mistake."""
+    """List every image of the classes in wnids.txt; a class with none to train on is a mistake."""
     wnids = read_wnids(root)
     train = _scan_all(root, "train", wnids)
     for folder, wnid in zip(train, wnids, strict=True):

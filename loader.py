@@ -7,7 +7,9 @@ for batch in epoch_of(train, 3):
 """
 
 import math
+import os
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +18,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import dice
-from augment import Augmentation, Augmenter, mix_batch
+from augment import Augmentation, Augmenter, albumentations_functions, mix_batch
 from data import Data
+from pool import follow_parent
 
 ORDER = 3  # purpose of the dice, beside those of augment.py
 
@@ -85,6 +88,8 @@ def train_loader(
     data: Data, augmentation: Augmentation, batch_size: int, seed: int, workers: int = 0
 ) -> DataLoader:
     """Shuffled, augmented batches of the training images; iterate by `epoch_of`."""
+    # Imported here once instead of in each worker, where W&B's hook on imports would refuse.
+    albumentations_functions()
     images = CachedImages(data, Augmenter(augmentation, data.fill, seed))
     return _loader(images, EpochOrder(data.train, batch_size, seed), workers)
 
@@ -109,7 +114,12 @@ def _loader(images: CachedImages, order: EpochOrder, workers: int) -> DataLoader
         pin_memory=torch.cuda.is_available(),
         # Otherwise every epoch would take a number from torch's global stream.
         generator=torch.Generator(),
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
+
+
+def _start_worker(parent: int, _worker: int) -> None:
+    follow_parent(parent)
 
 
 def to_input(images: torch.Tensor, mean: tuple, std: tuple, image_size: int) -> torch.Tensor:

@@ -24,10 +24,16 @@ def worker_pool(processes: int) -> ProcessPoolExecutor:
     )
 
 
-def _start(parent: int) -> None:
+def follow_parent(parent: int) -> None:
+    """In a worker: leave Ctrl-C and SIGUSR1, which reach the group, to the parent; die with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _start(parent: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not what the parent does at it
+    follow_parent(parent)
 
 
 def _die_with(parent: int) -> None:

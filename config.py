@@ -1,0 +1,250 @@
+"""Every hyperparameter of a run, its unit, its range and its default; and how they are read.
+
+Later wins: the defaults below < `--config=recipes/NAME.yaml` < the command line < the sweep's
+parameters, which come from `wandb.config`. Nothing here needs torch or wandb: a mistake is answered
+in under a second.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import schedules
+from augment import Augmentation
+from cli import Mistake, Parser, did_you_mean
+from data import DATASETS, NORMALIZATIONS, SPLITS
+from model import check_name
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SWITCH = ("auto", "true", "false")
+
+
+def _number(default: float, text: str, low: float, high: float, above: bool = False) -> Any:
+    """A number in low..high; `above`: low itself is out."""
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "above": above})
+
+
+def _choice(default: str, text: str, choices: Iterable[str]) -> Any:
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+def _plain(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Config:
+    # data
+    dataset: str = _choice("tiny-imagenet", "data set", DATASETS)
+    data_dir: str = _plain("data", "the folder that contains the data set's folder")
+    split: str = _choice(
+        "pooled", "train and val pooled, then val_fraction of each class; or as published", SPLITS
+    )
+    val_fraction: float = _number(0.3, "share of every class that validates", 0, 0.9, above=True)
+    split_seed: int = _number(0, "decides which images validate, alone", 0, 2**31 - 1)
+    image_size: int = _number(
+        0, "pixels, side of the model's input; 0: as the data set has it", 0, 1024
+    )
+    normalization: str = _choice(
+        "dataset", "mean and deviation of the pixels", ("dataset", *NORMALIZATIONS)
+    )
+    workers: int = _number(2, "processes that load data; 0: none but the training's own", 0, 64)
+    # augmentation
+    aug_strength: float = _number(1.0, "0 none, 1 the fields below as written", 0, 2)
+    crop_padding: int = _number(4, "pixels mirrored on each side before a random crop", 0, 64)
+    flip: bool = _plain(True, "left-right flip of every second image")
+    rotate_degrees: float = _number(5.0, "rotation, uniform in plus or minus this", 0, 90)
+    cutout_size: int = _number(16, "pixels, side of each square hole; 0: none", 0, 512)
+    cutout_holes: int = _number(1, "1 to so many holes", 1, 16)
+    cutmix: float = _number(0.0, "probability a batch; 0: off", 0, 1)
+    mixup: float = _number(0.0, "probability a batch; 0: off", 0, 1)
+    # model
+    model: str = _plain(
+        "resnet18", "small, or a model of timm; ResNets get the 3x3 stem below 128 px"
+    )
+    # optimisation
+    epochs: int = _number(50, "times through the training images", 1, 10_000)
+    batch_size: int = _number(
+        128, "images a step; the last short batch of an epoch is kept", 1, 65_536
+    )
+    optimizer: str = _choice("sgd", "sgd is Nesterov's with momentum above 0", OPTIMIZERS)
+    schedule: str = _choice("onecycle", "of the learning rate", schedules.KINDS)
+    anneal: str = _choice("cosine", "onecycle: the way up and down", schedules.ANNEALS)
+    max_lr: float = _number(0.1, "the highest learning rate", 0, 100, above=True)
+    base_lr: float = _number(1.0e-4, "cyclic: the lowest learning rate", 0, 100)
+    warmup_fraction: float = _number(0.3, "onecycle: share of the steps until max_lr", 0, 1)
+    div_factor: float = _number(25.0, "onecycle: begins at max_lr / this", 1, 1.0e6)
+    final_div_factor: float = _number(
+        1.0e4, "onecycle: ends at max_lr / div_factor / this", 1, 1.0e9
+    )
+    cycle_epochs: float = _number(10.0, "cyclic: epochs of one triangle", 0, 10_000, above=True)
+    patience: int = _number(
+        4, "plateau, cyclic: epochs without a better loss before a cut", 0, 10_000
+    )
+    factor: float = _number(
+        0.1, "plateau, cyclic: a cut multiplies the rate by this", 0, 1, above=True
+    )
+    step_epochs: int = _number(30, "step: epochs between two cuts", 1, 10_000)
+    gamma: float = _number(0.1, "step: a cut multiplies the rate by this", 0, 1, above=True)
+    momentum: float = _number(0.9, "of SGD; Adam's first beta", 0, 0.9999)
+    weight_decay: float = _number(5.0e-4, "on weights, not on norms and biases", 0, 10)
+    l1: float = _number(0.0, "times the sum of the absolute weights, added to the loss", 0, 1)
+    label_smoothing: float = _number(0.0, "share of each label spread over all classes", 0, 0.9999)
+    ema: float = _number(0.0, "decay a step of the averaged weights; 0: off", 0, 0.99999)
+    # speed
+    device: str = _plain("auto", "auto, cpu, cuda, cuda:1, mps")
+    amp: str = _choice("auto", "bf16 autocast; auto: where the device gains by it", SWITCH)
+    compile: str = _choice("auto", "torch.compile; auto: on a GPU, in runs long enough", SWITCH)
+    # bookkeeping
+    seed: int = _number(0, "of weights, order and augmentation", 0, 2**31 - 1)
+    output_dir: str = _plain("runs", "the folder of the runs' folders")
+    mistakes: int = _number(24, "misclassified images to show", 0, 1000)
+    resume: str = _choice(
+        "auto", "auto: go on with a run of this id; never: refuse to", ("auto", "never")
+    )
+
+    def __post_init__(self):
+        for one in dataclasses.fields(self):
+            object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
+        if self.schedule == "cyclic" and self.base_lr > self.max_lr:
+            raise Mistake(f"base_lr={self.base_lr} must not be above max_lr={self.max_lr}")
+        if 0 < self.image_size < 8:
+            raise Mistake(
+                f"image_size={self.image_size} must be 8 to 1024, or 0 for the data set's own"
+            )
+        check_name(self.model)
+
+    def augmentation(self, stored_size: int) -> Augmentation:
+        """What is in force on images of `stored_size` pixels."""
+        recipe = Augmentation(
+            crop_padding=self.crop_padding,
+            flip=0.5 * self.flip,
+            rotate_degrees=self.rotate_degrees,
+            cutout_size=self.cutout_size,
+            cutout_holes=self.cutout_holes,
+            cutmix=self.cutmix,
+            mixup=self.mixup,
+        )
+        return recipe.at_strength(self.aug_strength, stored_size)
+
+    def normalizer(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return NORMALIZATIONS[
+            self.dataset if self.normalization == "dataset" else self.normalization
+        ]
+
+
+def _checked(one: dataclasses.Field, value: Any) -> Any:
+    """The value in the field's type and range; a Mistake that names both otherwise."""
+    kind, about = one.type, one.metadata
+    if about.get("choices") == SWITCH:
+        value = str(value).lower()  # YAML and sweeps make True of `true`
+    if kind is str:
+        if not isinstance(value, str) or not value:
+            raise Mistake(f"{one.name}={value!r} must be a text")
+        choices = about.get("choices")
+        if choices and value not in choices:
+            raise Mistake(
+                f"{one.name}={value!r} is not one of {', '.join(choices)}"
+                + did_you_mean(value, choices)
+            )
+        return value
+    if kind is bool:
+        return _boolean(one.name, value)
+    number = _finite(one.name, kind, value)
+    low, high = about["low"], about["high"]
+    if not low <= number <= high or (about["above"] and number == low):
+        bounds = f"above {low:g} and up to {high:g}" if about["above"] else f"{low:g} to {high:g}"
+        raise Mistake(f"{one.name}={value} is out of range: {bounds}")
+    return number
+
+
+def _finite(name: str, kind: type, value: Any) -> int | float:
+    """A whole number for an int field (128.0, too, as in sweeps), any finite one for a float."""
+    wanted = "a whole number" if kind is int else "a number"
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number) or (kind is int and number != int(number)):
+        raise Mistake(f"{name}={value!r} must be {wanted}")
+    return int(number) if kind is int else number
+
+
+def _boolean(name: str, value: Any) -> bool:
+    words = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise Mistake(f"{name}={value!r} must be true or false")
+
+
+FIELDS = {one.name: one for one in dataclasses.fields(Config)}
+
+
+def from_mapping(
+    values: Mapping[str, Any], base: Mapping[str, Any] | None = None, source: str = ""
+) -> Config:
+    """A Config of `values` over `base` over the defaults; an unknown key names the nearest."""
+    for key in values:
+        if key not in FIELDS:
+            where = f"{source}: " if source else ""
+            raise Mistake(f"{where}unknown key {key!r}{did_you_mean(str(key), FIELDS)}")
+    return Config(**{**(base or {}), **values})
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, checked one by one."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Mistake(f"--config={path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        at = f", line {line + 1}" if line is not None else ""
+        raise Mistake(f"--config={path}{at}: this is no YAML") from error
+    if not isinstance(values, dict):
+        raise Mistake(f"--config={path}: lines of `key: value` are needed")
+    from_mapping(values, source=f"--config={path}")
+    return values
+
+
+def add_arguments(parser: Parser) -> None:
+    """One flag a field, in groups as the fields stand in Config; nothing given leaves no trace."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a recipe: YAML of the keys below"
+    )
+    group = parser.add_argument_group("hyperparameters: --key=value, in a recipe, or in a sweep")
+    for name, one in FIELDS.items():
+        about = one.metadata
+        choices = about.get("choices")
+        metavar = (
+            "|".join(choices)
+            if choices and len("|".join(choices)) < 40
+            else ("NAME" if one.type is str else "true|false" if one.type is bool else "N")
+        )
+        listed = f"; {', '.join(choices)}" if choices and metavar == "NAME" else ""
+        bounds = f", {about['low']:g} to {about['high']:g}" if "low" in about else ""
+        group.add_argument(
+            f"--{name}",
+            metavar=metavar,
+            default=argparse.SUPPRESS,
+            help=f"{about['help']}{bounds}{listed} (default: {one.default})".replace("%", "%%"),
+        )
+
+
+def from_arguments(options: argparse.Namespace) -> Config:
+    """Defaults < recipe < command line."""
+    recipe = read_recipe(options.config) if options.config else {}
+    given = {name: value for name, value in vars(options).items() if name in FIELDS}
+    return from_mapping(given, recipe)

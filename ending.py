@@ -1,0 +1,78 @@
+"""How a run ends before its time: the first request decides, and it is looked at after every batch.
+
+stop       W&B's stop, or SIGTERM in a sweep: keep the score, exit status 0
+preempt    SIGUSR1, or SIGTERM otherwise: go on later; a shell sees 143
+interrupt  Ctrl-C: go on later; a shell sees 130
+"""
+
+import os
+import signal
+import time
+from typing import NoReturn
+
+PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
+STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
+EXIT_CODES = {"stop": 0, "preempt": 143, "interrupt": 255}  # as W&B records them
+
+
+class Ended(Exception):
+    """Raised where the run leaves its work because of a request."""
+
+    def __init__(self, request: str):
+        super().__init__(request)
+        self.request = request
+
+
+class Ending:
+    """Collects signals and W&B's stop from `listen` on; `check` raises Ended once there was one."""
+
+    def __init__(self) -> None:
+        self.request: str | None = None
+        self._term_at: float | None = None
+        self._parent = os.getppid()
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGUSR1, lambda *_: self.ask("preempt"))
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup and `&`
+            signal.signal(signal.SIGINT, lambda *_: self.ask("interrupt"))
+
+    def ask(self, request: str) -> None:
+        """The first request stays; also called by W&B's thread."""
+        self.request = self.request or request
+
+    def check(self) -> None:
+        if self.request is None and self._term_at is not None:
+            self._decide_term()
+        if self.request is not None:
+            raise Ended(self.request)
+
+    def settle(self) -> str | None:
+        """The request, if there is one; waits out the second in which SIGTERM's meaning is open."""
+        while self.request is None and self._term_at is not None:
+            self._decide_term()
+            time.sleep(0.05)
+        return self.request
+
+    def _on_term(self, *_) -> None:
+        if "WANDB_SWEEP_PARAM_PATH" not in os.environ:
+            self.ask("preempt")
+        elif self._term_at is None:
+            self._term_at = time.monotonic()
+
+    def _decide_term(self) -> None:
+        """In a sweep SIGTERM means stop, unless the agent dies, too: then the machine goes away."""
+        if os.getppid() != self._parent:
+            self.ask("preempt")
+        elif time.monotonic() - self._term_at >= PARENT_GRACE_S:
+            self.ask("stop")
+
+
+def die_of(request: str) -> NoReturn:
+    """End the process as the request wants it seen: by the signal itself, or with status 0."""
+    if request == "stop":
+        raise SystemExit(0)
+    number = signal.SIGTERM if request == "preempt" else signal.SIGINT
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    raise AssertionError("the signal has ended the process")

@@ -1,0 +1,186 @@
+"""What learns: model, averaged weights, optimizer and schedule on a device, and their state as one
+dictionary.
+"""
+
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import dice
+import model as models
+from cli import Mistake
+from config import Config
+from loader import Batch, to_input
+from schedules import Schedule, create_schedule
+
+if TYPE_CHECKING:
+    from data import Data
+
+COMPILE_FROM_STEPS = 5_000  # on a GPU: below, the minutes of compiling are not won back
+INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.py and data.py
+
+
+class Learner:
+    def __init__(self, config: Config, data: "Data", steps_per_epoch: int):
+        self.config = config
+        self.device = find_device(config.device)
+        self.amp = wants_amp(config.amp, self.device)
+        self.image_size = config.image_size or data.images.shape[1]
+        self.normalizer = config.normalizer()
+        seed_torch(config.seed, INIT)
+        self.model = models.create_model(config.model, len(data.cache.classes), self.image_size)
+        self.model.to(self.device, memory_format=torch.channels_last)
+        models.check_fit(self.model, config.model, self.image_size)
+        self.average = _average(self.model, config.ema)
+        self.optimizer = _optimizer(self.model, config)
+        total_steps = config.epochs * steps_per_epoch
+        self.schedule = _schedule(self.optimizer, config, total_steps, steps_per_epoch)
+        self.forward = torch.compile(self.model) if self._compiles(total_steps) else self.model
+
+    def _compiles(self, total_steps: int) -> bool:
+        long = self.device.type == "cuda" and total_steps >= COMPILE_FROM_STEPS
+        return long if self.config.compile == "auto" else self.config.compile == "true"
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is measured and kept: with averaged weights where there are any."""
+        return self.average.module if self.average else self.model
+
+    @property
+    def lr(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Dropout and the like draw from (seed, epoch), so nothing of the stream needs saving."""
+        seed_torch(self.config.seed, EPOCH, epoch)
+        self.model.train()
+
+    def train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of the optimizer; the batch's loss and its weighted number of right answers."""
+        batch = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
+        logits = self.logits(self.forward, batch.images)
+        loss = self._loss(logits, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.schedule.step_batch()
+        predicted = logits.detach().argmax(1)
+        right = batch.share * (predicted == batch.labels) + (1 - batch.share) * (
+            predicted == batch.partners
+        )
+        return loss.detach(), right.sum()
+
+    def logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images on the device -> float32 logits."""
+        x = to_input(images, *self.normalizer, self.image_size)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return model(x).float()
+
+    def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        smoothing = self.config.label_smoothing
+        losses = [
+            cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+            for labels in (batch.labels, batch.partners)
+        ]
+        loss = (batch.share * losses[0] + (1 - batch.share) * losses[1]).mean()
+        if self.config.l1:
+            weights = self.optimizer.param_groups[0]["params"]  # not the norms and biases
+            loss = loss + self.config.l1 * sum(weight.abs().sum() for weight in weights)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers only: `torch.load(weights_only=True)` reads it."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Mistake(f"device={name} cannot be used here ({reason}); try --device=auto") from error
+    return device
+
+
+def wants_amp(amp: str, device: torch.device) -> bool:
+    """bf16 where the hardware multiplies it: three times as fast with AMX, slower without."""
+    if amp != "auto":
+        return amp == "true"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and _cpu_multiplies_bf16()
+
+
+def _cpu_multiplies_bf16() -> bool:
+    path = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not path.is_file():
+        return False
+    flags = path.read_text()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def seed_torch(*key: int) -> None:
+    torch.manual_seed(int(dice.bits(*key)) >> 1)
+
+
+def _average(model: nn.Module, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+    groups = models.parameter_groups(model, config.weight_decay)
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov)
+    adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, config.max_lr, betas=(config.momentum, 0.999))
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: Config, total: int, each: int) -> Schedule:
+    return create_schedule(
+        optimizer,
+        config.schedule,
+        max_lr=config.max_lr,
+        total_steps=total,
+        steps_per_epoch=each,
+        anneal=config.anneal,
+        warmup_fraction=config.warmup_fraction,
+        div_factor=config.div_factor,
+        final_div_factor=config.final_div_factor,
+        base_lr=config.base_lr,
+        cycle_epochs=config.cycle_epochs,
+        patience=config.patience,
+        factor=config.factor,
+        step_epochs=config.step_epochs,
+        gamma=config.gamma,
+    )

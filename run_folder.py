@@ -1,0 +1,148 @@
+"""A run's folder on disk: its lock, its config, its history, its checkpoints, its summary.
+
+`last.pt` holds the last whole epoch and all rows of the history: it is the only truth for resuming.
+It is written after `best.pt` and before `history.csv`, so that a kill between two of them loses and
+doubles nothing.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import re
+import secrets
+import string
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import yaml
+
+from cli import Mistake
+from config import Config, to_dict
+
+MAY_DIFFER = (
+    "data_dir",
+    "output_dir",
+    "workers",
+    "mistakes",
+    "resume",
+)  # between a run and its resumption
+
+
+def new_id() -> str:
+    """Eight letters and digits, as W&B makes them."""
+    return "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8))
+
+
+def check_id(run_id: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", run_id):
+        raise Mistake(f"run id {run_id!r} must be letters, digits, '-', '_' and '.' (up to 128)")
+    return run_id
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Whether a run's folder could be made in it; makes nothing."""
+    existing = output_dir
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise Mistake(f"output_dir={output_dir}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise Mistake(f"output_dir={output_dir}: {existing} cannot be written")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole or not at all: written under another name, synced, renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """`runs/<run_id>/`, held by one process: `.lock` is locked until it ends."""
+
+    def __init__(self, output_dir: Path, run_id: str):
+        self.run_id = check_id(run_id)
+        self.path = output_dir / run_id
+        check_output_dir(output_dir)
+        self.is_new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise Mistake(
+                f"{self.path} is in use by another process; give another --run_id"
+            ) from None
+        # A worker that outlives us for a second must not hold the lock so long.
+        os.register_at_fork(after_in_child=self._lock.close)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    def remove_if_new(self) -> None:
+        """Undo the making of a folder that nothing was written to."""
+        (self.path / ".lock").unlink(missing_ok=True)
+        self.path.rmdir()
+
+    def state(self) -> str | None:
+        """How the run ended, as summary.json says; None where it has not."""
+        there = (self.path / "summary.json").is_file()
+        return self.read_summary().get("state") if there else None
+
+    def check_config(self, config: Config) -> None:
+        """A run goes on only with the config that it began with."""
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            return
+        if config.resume == "never":
+            raise Mistake(f"{self.path} is there and resume=never; give another --run_id")
+        compare_configs(yaml.safe_load(path.read_text()), config, path)
+
+    def begin(self, config: Config, rows: list[dict[str, Any]]) -> None:
+        """Begin, or go on after `rows`; a kill may have kept the last one from the table."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        if rows:
+            self.write_history(rows)
+        with writing(self.path / "config.yaml") as file:
+            file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        with writing(self.path / "history.csv") as file:
+            file.write(text.getvalue().encode())
+
+    def read_summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        with writing(self.path / "summary.json") as file:
+            file.write((json.dumps(summary, indent=2) + "\n").encode())
+
+    def write(self, name: str, save: Callable[[BinaryIO], None]) -> None:
+        with writing(self.path / name) as file:
+            save(file)
+
+
+def compare_configs(before: dict[str, Any], config: Config, source: Path) -> None:
+    for key, value in to_dict(config).items():
+        if key not in MAY_DIFFER and before.get(key) != value:
+            raise Mistake(
+                f"{source} has {key}={before.get(key)}, this call {key}={value}; give the same, "
+                "or another --run_id"
+            )

@@ -1,0 +1,489 @@
+"""train.py as processes: its files, resuming after any end, and what W&B's client records of it."""
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import all_files
+from runs import (
+    Run,
+    Zygote,
+    assert_same_bits,
+    history,
+    history_lines,
+    offline_record,
+    summary,
+)
+
+from shapes import write_shapes
+
+EPOCHS = 5
+ROWS = [
+    "epoch",
+    "lr",
+    "train/loss",
+    "train/acc",
+    "val/loss",
+    "val/acc",
+    "val/top5",
+    "time/images_per_s",
+    "time/epoch_s",
+    "time/loader_wait",
+]
+
+
+@pytest.fixture(scope="module")
+def zygote():
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_shapes(folder / "shapes", train_per_class=10, val_per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(zygote, data_dir):
+    """Start a run of 5 epochs of 7 steps, about half a second each."""
+    base = {
+        "dataset": "shapes",
+        "data_dir": data_dir,
+        "image_size": 16,
+        "model": "small",
+        "epochs": EPOCHS,
+        "batch_size": 16,
+        "max_lr": 0.05,
+        "workers": 0,
+    }
+
+    def run(folder: Path, run_id: str = "run", patch: str = "", env: dict | None = None, **changed):
+        arguments = [f"--{key}={value}" for key, value in {**base, **changed}.items()]
+        return Run(zygote, folder, *arguments, run_id=run_id, patch=patch, **(env or {}))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory) -> Path:
+    run = start(tmp_path_factory.mktemp("undisturbed"), workers=2)
+    assert run.wait() == 0, run.text
+    return run.folder
+
+
+def test_files_of_a_run(undisturbed):
+    files = [file for file in all_files(undisturbed) if not file.startswith("wandb")]
+    assert files == [
+        ".lock",
+        "best.pt",
+        "config.yaml",
+        "history.csv",
+        "last.pt",
+        "predictions.npz",
+        "summary.json",
+    ]
+    rows = history(undisturbed)
+    assert history_lines(undisturbed)[0].split(",") == ROWS
+    assert [row["epoch"] for row in rows] == [str(e) for e in range(1, EPOCHS + 1)]
+    told = summary(undisturbed)
+    assert told["state"] == "finished"
+    assert told["epochs"] == EPOCHS
+    accuracies = [float(row["val/acc"]) for row in rows]
+    assert told["best_val_acc"] == max(accuracies)
+    assert told["best_epoch"] == accuracies.index(max(accuracies)) + 1
+    assert told["val/acc"] == accuracies[-1]
+    config = yaml.safe_load((undisturbed / "config.yaml").read_text())
+    assert config["max_lr"] == 0.05
+    assert config["model"] == "small"
+    best = torch.load(undisturbed / "best.pt", weights_only=True)
+    assert best["epoch"] == told["best_epoch"]
+    assert best["config"] == config
+
+
+def test_predictions_are_those_of_the_best_epoch(undisturbed, data_dir):
+    import data
+
+    loaded = data.load("shapes", data_dir)
+    with np.load(undisturbed / "predictions.npz") as told:
+        assert told["fingerprint"] == loaded.fingerprint
+        np.testing.assert_array_equal(told["index"], loaded.val)
+        np.testing.assert_array_equal(told["true"], loaded.labels[loaded.val])
+        assert [name.decode() for name in told["file"]] == [loaded.file(i) for i in loaded.val]
+        right = (told["true"] == told["predicted"]).mean()
+        assert right == summary(undisturbed)["best_val_acc"]
+        assert ((told["confidence"] > 0.1) & (told["confidence"] <= 1)).all()
+
+
+def test_what_w_and_b_has(undisturbed):
+    record = offline_record(undisturbed)
+    (began,) = (r["run"] for r in record if r["type"] == "run")
+    assert began["project"] == "tinysweep"
+    assert began["display_name"] == "lr0.05-aug1"
+    rows = [r["history"] for r in record if r["type"] == "history"]
+    text = json.dumps(rows)
+    for key in ROWS:
+        assert text.count(f'"{key}"') == EPOCHS, key
+    assert text.count('"train/lr_step"') == 7 * EPOCHS
+    (end,) = (r["exit"] for r in record if r["type"] == "exit")
+    assert end.get("exit_code", 0) == 0
+    assert '"val/acc"' in json.dumps([r for r in record if r["type"] == "summary"])
+
+
+def test_the_same_call_gives_the_same_bits_with_any_number_of_workers(start, tmp_path, undisturbed):
+    run = start(tmp_path, workers=0)
+    assert run.wait() == 0, run.text
+    assert_same_bits(run.folder, undisturbed)
+
+
+def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
+    run = start(tmp_path, seed=1)
+    assert run.wait() == 0, run.text
+    assert history(run.folder) != history(undisturbed)
+
+
+def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
+    # 2 workers all the way, as in the undisturbed run.
+    moments = random.Random(time.time_ns())
+    after_first_epoch = kills = 0
+    lines: list[str] = []
+    while kills < 10:
+        run = start(tmp_path, workers=2)
+        time.sleep(moments.uniform(0.2, 2.6) if kills < 5 else moments.uniform(0.1, 1.2))
+        if run.ended:
+            break  # it outran us: the run is finished
+        run.kill()
+        kills += 1
+        assert history_lines(run.folder)[: len(lines)] == lines
+        lines = history_lines(run.folder)
+        after_first_epoch += len(lines) > 1
+    run = start(tmp_path)
+    assert run.wait() == 0, run.text
+    assert history_lines(run.folder)[: len(lines)] == lines
+    assert_same_bits(run.folder, undisturbed)
+    assert not list(run.folder.glob("*.tmp"))
+    print(f"{kills} kills, {after_first_epoch} after the first epoch")
+    assert kills >= 5
+
+
+AVERAGED = {"ema": 0.9, "optimizer": "adamw", "cutmix": 0.5, "mixup": 0.5, "max_lr": 0.01}
+CUT = {"schedule": "cyclic", "cycle_epochs": 2, "patience": 0, "label_smoothing": 0.1, "l1": 1e-5}
+VARIANTS = {"averaged weights, adamw, mixing": AVERAGED, "cyclic with cuts, smoothing, l1": CUT}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_goes_on_to_the_same_bits(start, tmp_path, variant):
+    whole = start(tmp_path / "whole", epochs=3, **VARIANTS[variant])
+    killed = start(tmp_path / "killed", epochs=3, **VARIANTS[variant])
+    killed.until_epoch(1)
+    killed.kill()
+    rows = len(history_lines(killed.folder))
+    again = start(tmp_path / "killed", epochs=3, **VARIANTS[variant])
+    assert (whole.wait(), again.wait()) == (0, 0), again.text
+    assert 2 <= rows <= 4
+    assert_same_bits(again.folder, whole.folder)
+
+
+def test_a_history_that_a_kill_kept_behind_is_completed(start, tmp_path):
+    run = start(tmp_path)
+    run.until_epoch(2)
+    run.kill()
+    path = run.folder / "history.csv"
+    lines = history_lines(run.folder)
+    path.write_text("\n".join(lines[:-1]) + "\n")  # last.pt was written, history.csv was not
+    again = start(tmp_path)
+    assert again.wait() == 0, again.text
+    assert history_lines(run.folder)[: len(lines)] == lines
+
+
+def stamps(folder: Path) -> dict:
+    """Time of change and size of every file but the lock."""
+    stats = {path: path.stat() for path in folder.rglob("*") if path.name != ".lock"}
+    return {path: (stat.st_mtime_ns, stat.st_size) for path, stat in stats.items()}
+
+
+def test_a_finished_run_is_left_alone(start, tmp_path):
+    run = start(tmp_path, epochs=1)
+    assert run.wait() == 0
+    before = stamps(run.folder)
+    again = start(tmp_path, epochs=1)
+    assert again.wait() == 0
+    assert "is finished: nothing to do" in again.text
+    assert stamps(run.folder) == before
+    # All epochs done but no summary: only the ending is done again.
+    (run.folder / "summary.json").unlink()
+    lines = history_lines(run.folder)
+    again = start(tmp_path, epochs=1)
+    assert again.wait() == 0
+    assert history_lines(run.folder) == lines
+    assert summary(run.folder)["state"] == "finished"
+    assert "epoch 1/1" not in again.text
+
+
+# A run that stands still where it is to be signalled, and says so by a file.
+PAUSES = {
+    "training": """
+import learner, pathlib, time
+real = learner.Learner.train_step
+def slow(self, batch):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(0.3)
+    return real(self, batch)
+learner.Learner.train_step = slow
+""",
+    "evaluation": """
+import pathlib, time
+real_evaluate = train.evaluate
+def slow(learner, batches, check):
+    def slowly():
+        for batch in batches:
+            (pathlib.Path(os.environ["HOME"]) / "here").touch()
+            time.sleep(0.5)
+            yield batch
+    return real_evaluate(learner, slowly(), check)
+train.evaluate = slow
+""",
+    "ending": """
+import pathlib, time
+real_end = train.Job.end
+def slow(self, tracker, check):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(1.5)
+    return real_end(self, tracker, check)
+train.Job.end = slow
+""",
+}
+TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
+ENDS = [  # signal, in a sweep, where -> exit status, state, exit code in W&B
+    (TERM, False, "training", 143, "preempted", 143),
+    (TERM, True, "training", 0, "stopped", 0),
+    (TERM, True, "ending", 0, "stopped", 0),
+    (USR1, True, "evaluation", 143, "preempted", 143),
+    (INT, False, "evaluation", 130, "interrupted", 255),
+]
+MORE_ENDS = [
+    (TERM, False, "ending", 143, "preempted", 143),
+    (TERM, True, "evaluation", 0, "stopped", 0),
+    (USR1, False, "training", 143, "preempted", 143),
+    (INT, False, "training", 130, "interrupted", 255),
+    (INT, False, "ending", 130, "interrupted", 255),
+    (INT, True, "training", 130, "interrupted", 255),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "sweep", "where", "status", "state", "code"),
+    [*ENDS, *(pytest.param(*end, marks=pytest.mark.slow) for end in MORE_ENDS)],
+)
+def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, state, code):
+    epochs = 1 if where == "ending" else 3
+    env = {}
+    if sweep:
+        (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nmax_lr:\n  value: 0.02\n")
+        env = {"WANDB_SWEEP_PARAM_PATH": str(tmp_path / "parameters.yaml")}
+    run = start(tmp_path, patch=PAUSES[where], env=env, epochs=epochs, workers=2)
+    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    asked = time.monotonic()
+    run.signal_group(number)
+    assert run.wait() == status, run.text
+    assert time.monotonic() - asked < 10
+    assert "Traceback" not in run.text
+    told = summary(run.folder)
+    assert told["state"] == state
+    record = offline_record(run.folder)
+    (end,) = (r["exit"] for r in record if r["type"] == "exit")
+    assert end.get("exit_code", 0) == code
+    assert any(r["type"] == "preempting" for r in record) == (state == "preempted")
+    # The same call goes on and ends with the bits of a run that was never disturbed.
+    again = start(tmp_path, env=env, epochs=epochs)
+    assert again.wait() == 0, again.text
+    assert summary(run.folder)["state"] == "finished"
+    assert len(history(run.folder)) == epochs
+    if sweep:
+        assert yaml.safe_load((run.folder / "config.yaml").read_text())["max_lr"] == 0.02
+
+
+def test_the_first_request_decides(start, tmp_path):
+    run = start(tmp_path, patch=PAUSES["training"])
+    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    run.signal(USR1)
+    time.sleep(0.1)  # of two that wait together, the one with the lower number would come first
+    run.signal(INT)
+    assert run.wait() == 143
+    assert summary(run.folder)["state"] == "preempted"
+
+
+MISTAKES = {  # what is wrong: arguments, words of the answer
+    "unknown flag": (["--max_lrr=1"], ["--max_lrr", "did you mean '--max_lr'"]),
+    "unknown model": (["--model=resnet81"], ["resnet81", "did you mean", "resnet18"]),
+    "model too large for the image": (["--model=vgg11", "--image_size=8"], ["vgg11", "8"]),
+    "unknown device": (["--device=gpu"], ["device=gpu", "--device=auto"]),
+    "no such device": (["--device=cuda:7"], ["device=cuda:7", "--device=auto"]),
+    "output folder is a file": (["--output_dir=FILE/runs"], ["FILE is a file"]),
+    "id leaves the folder": (["--run_id=../x"], ["'../x'"]),
+    "recipe is missing": (["--config=nowhere.yaml"], ["nowhere.yaml", "No such file"]),
+    "no data": (["--dataset=tiny-imagenet"], ["data.py fetch"]),
+    "not a run": (["--evaluate=nowhere"], ["nowhere", "config.yaml"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_leaves_no_run(zygote, data_dir, tmp_path, mistake):
+    arguments, words = MISTAKES[mistake]
+    (tmp_path / "FILE").write_text("")
+    arguments = [argument.replace("FILE", str(tmp_path / "FILE")) for argument in arguments]
+    base = ["--dataset=shapes", f"--data_dir={data_dir}", "--model=small", "--image_size=16"]
+    run = Run(zygote, tmp_path, *base, *arguments)
+    assert run.wait() == 2, run.text
+    assert 1 <= len(run.text.splitlines()) <= 2, run.text
+    for word in words:
+        assert word in run.text
+    assert all_files(tmp_path) == ["FILE", "output.txt"]
+
+
+@pytest.fixture
+def begun(start, tmp_path) -> Path:
+    """The folder of a run that was killed after its first epoch."""
+    run = start(tmp_path, epochs=3)
+    run.until_epoch(1)
+    run.kill()
+    return run.folder
+
+
+def change(folder: Path, name: str, spoil) -> None:
+    path = folder / name
+    path.write_bytes(spoil(path.read_bytes()))
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path("/tmp/tinysweep-evil").write_text, ("evil",))
+
+
+def test_what_a_begun_run_refuses(start, begun, tmp_path):
+    """Another config, resume=never, and checkpoints that are damaged, foreign or hostile."""
+    whole = (begun / "last.pt").read_bytes()
+    lines = history_lines(begun)
+
+    def refused(*words, **changed):
+        run = start(tmp_path, **{"epochs": 3, **changed})
+        assert run.wait() == 2, run.text
+        assert 1 <= len(run.text.splitlines()) <= 2, run.text
+        for word in words:
+            assert word in run.text
+        assert history_lines(begun) == lines
+
+    refused("max_lr=0.05", "max_lr=0.06", max_lr=0.06)
+    refused("epochs=3", "epochs=4", epochs=4)
+    refused("resume=never", resume="never")
+    for content in (whole[: len(whole) // 2], whole[:-1], b"", b"no checkpoint"):
+        (begun / "last.pt").write_bytes(content)
+        refused("last.pt", "damaged")
+    torch.save({"model": Evil()}, begun / "last.pt")
+    refused("last.pt", "damaged")
+    assert not Path("/tmp/tinysweep-evil").exists()
+    torch.save({"model": {}}, begun / "last.pt")
+    refused("last.pt", "no checkpoint of this program")
+    other = torch.load(begun / "best.pt", weights_only=True)
+    (begun / "last.pt").write_bytes(whole)
+    state = torch.load(begun / "last.pt", weights_only=True)
+    torch.save({**state, "config": {**other["config"], "seed": 7}}, begun / "last.pt")
+    refused("last.pt", "seed=7")
+    (begun / "last.pt").write_bytes(whole)
+    again = start(tmp_path, epochs=3, workers=0, mistakes=3)  # these may differ
+    assert again.wait() == 0, again.text
+    assert history_lines(begun)[: len(lines)] == lines
+
+
+def test_a_second_process_on_the_same_run_is_refused(start, tmp_path):
+    run = start(tmp_path, patch=PAUSES["training"])
+    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    second = start(tmp_path)
+    assert second.wait() == 2
+    assert "in use by another process" in second.text
+    run.signal(USR1)
+    assert run.wait() == 143
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(start, tmp_path):
+    patch = """
+import learner
+real = learner.Learner._loss
+def diverge(self, logits, batch):
+    return real(self, logits, batch) * (float("nan") if self.schedule.step == 9 else 1)
+learner.Learner._loss = diverge
+"""
+    run = start(tmp_path, patch=patch)
+    assert run.wait() == 1
+    (error,) = (line for line in run.text.splitlines() if line.startswith("error:"))
+    for word in ("loss is nan", "epoch 2", "step 3,", "learning rate", "--max_lr"):
+        assert word in error
+    assert "Traceback" not in run.text
+    told = summary(run.folder)
+    assert (told["state"], told["epochs"]) == ("failed", 1)
+    (end,) = (r["exit"] for r in offline_record(run.folder) if r["type"] == "exit")
+    assert end["exit_code"] == 1
+
+
+def test_what_w_and_b_raises_is_said_and_the_run_goes_on(start, tmp_path):
+    patch = """
+import wandb
+def fail(self, *_, **__):
+    raise RuntimeError("the server is away")
+wandb.Run.log_artifact = fail
+real = wandb.Run.log
+def sometimes(self, values, **named):
+    if values.get("epoch") == 1:
+        raise RuntimeError("the server is slow")
+    real(self, values, **named)
+wandb.Run.log = sometimes
+"""
+    run = start(tmp_path, patch=patch, epochs=2)
+    assert run.wait() == 0, run.text
+    assert (
+        "W&B: the model artifact failed, the run goes on (RuntimeError: the server is away"
+        in run.text
+    )
+    assert "W&B: log failed, the run goes on (RuntimeError: the server is slow" in run.text
+    assert summary(run.folder)["state"] == "finished"
+
+
+def test_a_sweep_decides_and_its_unknown_parameters_are_a_mistake(start, tmp_path):
+    parameters = tmp_path / "parameters.yaml"
+    env = {"WANDB_SWEEP_PARAM_PATH": str(parameters), "WANDB_PROJECT": "other"}
+    parameters.write_text(
+        "wandb_version: 1\nmax_lr:\n  value: 0.03\n"
+        "batch_size:\n  value: 20.0\nflip:\n  value: false\n"
+    )
+    run = start(tmp_path, env=env, epochs=1)
+    assert run.wait() == 0, run.text
+    config = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert (config["max_lr"], config["batch_size"], config["flip"]) == (0.03, 20, False)
+    (began,) = (r["run"] for r in offline_record(run.folder) if r["type"] == "run")
+    assert began["project"] == "other"
+    for text, words in (("max_lrr:\n  value: 1.0", "max_lrr"), ("epochs:\n  value: 0", "epochs=0")):
+        parameters.write_text(f"wandb_version: 1\n{text}\n")
+        run = start(tmp_path, env=env, run_id="bad")
+        assert run.wait() == 2
+        (error,) = (line for line in run.text.splitlines() if line.startswith("error:"))
+        assert words in error
+        (end,) = (r["exit"] for r in offline_record(run.folder) if r["type"] == "exit")
+        assert end["exit_code"] == 2
+
+
+def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
+    run = Run(zygote, tmp_path, f"--evaluate={undisturbed}")
+    assert run.wait() == 0, run.text
+    told = summary(undisturbed)
+    assert f"best.pt: epoch {told['best_epoch']}, val acc {told['best_val_acc']:.6f}" in run.text
+    assert f"last.pt: epoch {EPOCHS}, val acc {told['val/acc']:.6f}" in run.text
+    assert f"loss {told['val/loss']:.6f}, 40 images" in run.text
