@@ -276,6 +276,15 @@ class EpochBatches:
         return self.count
 
 
+def load_data(config: Config) -> "Data":
+    import data as datasets
+
+    data_dir = Path(config.data_dir)
+    return datasets.load(
+        config.dataset, data_dir, config.split, config.val_fraction, config.split_seed
+    )
+
+
 def training_batches(config: Config, data: "Data") -> "DataLoader":
     from loader import train_loader
 
@@ -323,17 +332,10 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
 
 def prepare(config: Config, run_id: str) -> Job:
     """Every check that needs the data, the device or the disk, before anything is written."""
-    import data as datasets
     from run_folder import RunFolder, check_output_dir
 
     check_output_dir(Path(config.output_dir))
-    data = datasets.load(
-        config.dataset,
-        Path(config.data_dir),
-        config.split,
-        config.val_fraction,
-        config.split_seed,
-    )
+    data = load_data(config)
     from learner import Learner
 
     learner = Learner(config, data, steps_per_epoch=len(training_batches(config, data)))
@@ -424,20 +426,13 @@ def evaluate_run(path: Path) -> int:
     import yaml
 
     import checkpoint
-    import data as datasets
     from learner import Learner
     from loader import val_loader
 
     if not (path / "config.yaml").is_file():
         raise Mistake(f"--evaluate={path} is no run's folder: it has no config.yaml")
     config = from_mapping(yaml.safe_load((path / "config.yaml").read_text()), source=str(path))
-    data = datasets.load(
-        config.dataset,
-        Path(config.data_dir),
-        config.split,
-        config.val_fraction,
-        config.split_seed,
-    )
+    data = load_data(config)
     learner = Learner(config, data, steps_per_epoch=1)
     for name in ("best.pt", "last.pt"):
         state = checkpoint.load(path / name, CHECKPOINT_KEYS, learner.device)
