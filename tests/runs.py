@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from conftest import REPO
 
 TIMEOUT_S = 40

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPO, all_files, run, write_jpeg, write_tree
 from PIL import Image
 
 import cache
 import data
 import decode
 from cli import Failure, Mistake
+from conftest import REPO, all_files, run, write_jpeg, write_tree
 
 
 def cache_folder(data_dir: Path) -> Path:

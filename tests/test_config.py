@@ -6,11 +6,11 @@ import time
 
 import pytest
 import yaml
-from conftest import REPO, assert_mistake, run
 
 import config
 from cli import Mistake, Parser
 from config import FIELDS, Config, from_mapping
+from conftest import REPO, assert_mistake, run
 
 
 def parse(*arguments: str) -> Config:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import WNIDS, all_files, assert_mistake, run, write_jpeg
 from PIL import Image
 
 import data
 from cli import Mistake
+from conftest import WNIDS, all_files, assert_mistake, run, write_jpeg
 
 
 def check(data_dir: Path):

@@ -3,10 +3,10 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import WNIDS, write_jpeg
 
 import layout
 from cli import Mistake
+from conftest import WNIDS, write_jpeg
 from layout import NO_BOX
 
 

@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import write_tree
 
 import data
 from augment import Augmentation
+from conftest import write_tree
 from loader import CachedImages, epoch_of, to_input, train_loader, val_loader
 
 FULL = Augmentation(4, 0.5, 5.0, 16, 2, 0.5, 0.4)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run
 
 import data
+from conftest import run
 
 pytestmark = [
     pytest.mark.slow,

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from conftest import WNIDS
 
 import data
 from cli import Mistake
+from conftest import WNIDS
 from data import split_pooled
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
 from conftest import all_files
 from runs import (
     Run,
@@ -20,7 +21,6 @@ from runs import (
     offline_record,
     summary,
 )
-
 from shapes import write_shapes
 
 EPOCHS = 5
