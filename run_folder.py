@@ -75,7 +75,6 @@ class RunFolder:
         self.run_id = check_id(run_id)
         self.path = output_dir / run_id
         check_output_dir(output_dir)
-        self.is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
         try:
@@ -90,11 +89,6 @@ class RunFolder:
 
     def close(self) -> None:
         self._lock.close()
-
-    def remove_if_new(self) -> None:
-        """Undo the making of a folder that nothing was written to."""
-        (self.path / ".lock").unlink(missing_ok=True)
-        self.path.rmdir()
 
     def state(self) -> str | None:
         """How the run ended, as summary.json says; None where it has not."""

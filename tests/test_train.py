@@ -159,7 +159,7 @@ def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
         run = start(tmp_path, workers=2)
         time.sleep(moments.uniform(0.2, 2.6) if kills < 5 else moments.uniform(0.1, 1.2))
         if run.ended:
-            break  # it outran us: the run is finished
+            break  # it outran us: the run is finished, with fewer kills
         run.kill()
         kills += 1
         assert history_lines(run.folder)[: len(lines)] == lines
