@@ -36,6 +36,8 @@ lint: .venv/.installed-dev ## ruff: mistakes and format
 
 bench: .venv/.installed-dev ## speed against peers; real data in DATA_DIR (default: data)
 	@$(PY) bench/loader.py --data_dir="$(DATA_DIR)"
+	@$(PY) bench/step.py --data_dir="$(DATA_DIR)"
+	@$(PY) bench/explain.py --data_dir="$(DATA_DIR)"
 
 clean: ## remove .venv and caches, never data or runs
 	@rm -rf .venv .pytest_cache .ruff_cache __pycache__ */__pycache__

@@ -8,6 +8,8 @@ import torch
 
 from cli import Mistake
 
+KEYS = ("model", "config", "epoch")  # of best.pt; last.pt has more
+
 
 def save(state: dict[str, Any], file: BinaryIO) -> None:
     torch.save(state, file)

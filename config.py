@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import resolution
 import schedules
 from augment import Augmentation
 from cli import Mistake, Parser, did_you_mean
@@ -99,6 +100,11 @@ class Config:
     device: str = _plain("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: str = _choice("auto", "bf16 autocast; auto: where the device gains by it", SWITCH)
     compile: str = _choice("auto", "torch.compile; auto: on a GPU, in runs long enough", SWITCH)
+    resolution_schedule: str = _plain(
+        resolution.FULL,
+        "full, or training that grows: 32:0.67,48:0.9 is 32 px until 67% of the epochs, 48 until "
+        "90%, then full size",
+    )
     # bookkeeping
     seed: int = _number(0, "of weights, order and augmentation", 0, 2**31 - 1)
     output_dir: str = _plain("runs", "the folder of the runs' folders")
@@ -116,6 +122,9 @@ class Config:
             raise Mistake(
                 f"image_size={self.image_size} must be 8 to 1024, or 0 for the data set's own"
             )
+        stages = resolution.parse(self.resolution_schedule)
+        if self.image_size:
+            resolution.check_sizes(stages, self.image_size)
         check_name(self.model)
 
     def augmentation(self, stored_size: int) -> Augmentation:
@@ -184,6 +193,7 @@ def _boolean(name: str, value: Any) -> bool:
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
+LOOKS = ("data_dir", "device", "amp", "batch_size", "workers", "mistakes")  # no other run by these
 
 
 def from_mapping(
@@ -225,8 +235,17 @@ def add_arguments(parser: Parser) -> None:
         "--config", type=Path, metavar="FILE", help="a recipe: YAML of the keys below"
     )
     group = parser.add_argument_group("hyperparameters: --key=value, in a recipe, or in a sweep")
-    for name, one in FIELDS.items():
-        about = one.metadata
+    _add_fields(group, FIELDS)
+
+
+def add_looks(parser: Parser) -> None:
+    """The flags that may be given with a run that was made before."""
+    _add_fields(parser.add_argument_group("where and how to look"), LOOKS, "as the run has it")
+
+
+def _add_fields(group: argparse._ArgumentGroup, names: Iterable[str], otherwise: str = "") -> None:
+    for name in names:
+        one, about = FIELDS[name], FIELDS[name].metadata
         choices = about.get("choices")
         metavar = (
             "|".join(choices)
@@ -235,16 +254,21 @@ def add_arguments(parser: Parser) -> None:
         )
         listed = f"; {', '.join(choices)}" if choices and metavar == "NAME" else ""
         bounds = f", {about['low']:g} to {about['high']:g}" if "low" in about else ""
+        text = f"{about['help']}{bounds}{listed}"
         group.add_argument(
             f"--{name}",
             metavar=metavar,
             default=argparse.SUPPRESS,
-            help=f"{about['help']}{bounds}{listed} (default: {one.default})".replace("%", "%%"),
+            help=f"{text} (default: {otherwise or one.default})".replace("%", "%%"),
         )
 
 
 def from_arguments(options: argparse.Namespace) -> Config:
     """Defaults < recipe < command line."""
     recipe = read_recipe(options.config) if options.config else {}
-    given = {name: value for name, value in vars(options).items() if name in FIELDS}
-    return from_mapping(given, recipe)
+    return from_mapping(given(options), recipe)
+
+
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys that stand on the command line."""
+    return {name: value for name, value in vars(options).items() if name in FIELDS}

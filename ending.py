@@ -5,10 +5,16 @@ preempt    SIGUSR1, or SIGTERM otherwise: go on later; a shell sees 143
 interrupt  Ctrl-C: go on later; a shell sees 130
 """
 
+import errno
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
+
+from cli import Failure
 
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
@@ -76,3 +82,38 @@ def die_of(request: str) -> NoReturn:
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     raise AssertionError("the signal has ended the process")
+
+
+@contextmanager
+def workers_may_end(ending: Ending) -> Iterator[None]:
+    """What is left because of a request is left by `Ended`, also where torch is faster: a SIGTERM
+    to the whole group ends the loader's workers, too, and torch raises, wherever we are, for each.
+    """
+    try:
+        yield
+    except Ended:
+        _forget_workers()
+        raise
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        _forget_workers()
+        if not ending.settle():
+            raise
+        raise Ended(ending.request) from error
+
+
+def _forget_workers() -> None:
+    """Take away torch's handler, which raises for each worker that ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def as_failure(error: Exception, run: Path) -> Exception:
+    """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return Failure(f"{run}: out of memory; try a smaller --batch_size")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failure(f"{run}: disk full; make room and run the same command again to go on")
+    return error

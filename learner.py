@@ -2,7 +2,10 @@
 dictionary.
 """
 
+import os
 import platform
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dice
 import model as models
+import resolution
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
@@ -31,20 +35,32 @@ class Learner:
         self.device = find_device(config.device)
         self.amp = wants_amp(config.amp, self.device)
         self.image_size = config.image_size or data.images.shape[1]
+        self.stages = resolution.parse(config.resolution_schedule)
+        resolution.check_sizes(self.stages, self.image_size)
+        self.training_size = self.image_size  # of this epoch
         self.normalizer = config.normalizer()
         seed_torch(config.seed, INIT)
         self.model = models.create_model(config.model, len(data.cache.classes), self.image_size)
         self.model.to(self.device, memory_format=torch.channels_last)
-        models.check_fit(self.model, config.model, self.image_size)
+        for size in (*(pixels for pixels, _ in self.stages), self.image_size):
+            models.check_fit(self.model, config.model, size)
+        # Whether Grad-CAM has a closed form, see localisation.py.
+        self.explains = models.head(self.model, self.image_size) is not None
         self.average = _average(self.model, config.ema)
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch
         self.schedule = _schedule(self.optimizer, config, total_steps, steps_per_epoch)
-        self.forward = torch.compile(self.model) if self._compiles(total_steps) else self.model
+        self.compiled = self._compile(total_steps)
 
-    def _compiles(self, total_steps: int) -> bool:
+    def _compile(self, total_steps: int) -> Callable | None:
+        """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
         long = self.device.type == "cuda" and total_steps >= COMPILE_FROM_STEPS
-        return long if self.config.compile == "auto" else self.config.compile == "true"
+        if not (long if self.config.compile == "auto" else self.config.compile == "true"):
+            return None
+        compiler = os.environ.get("CXX", "g++").split()[0]
+        if self.device.type == "cpu" and not shutil.which(compiler):
+            raise Mistake(f"compile=true needs a C++ compiler, and there is no {compiler}")
+        return torch.compile(self.model, dynamic=False)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -59,11 +75,16 @@ class Learner:
         """Dropout and the like draw from (seed, epoch), so nothing of the stream needs saving."""
         seed_torch(self.config.seed, EPOCH, epoch)
         self.model.train()
+        self.training_size = resolution.training_size(
+            self.stages, epoch, self.config.epochs, self.image_size
+        )
 
     def train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer; the batch's loss and its weighted number of right answers."""
         batch = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-        logits = self.logits(self.forward, batch.images)
+        whole = len(batch.labels) == self.config.batch_size
+        forward = self.compiled if self.compiled is not None and whole else self.model
+        logits = self._run(forward, batch.images, self.training_size).float()
         loss = self._loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -77,11 +98,23 @@ class Learner:
         )
         return loss.detach(), right.sum()
 
-    def logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images on the device -> float32 logits."""
-        x = to_input(images, *self.normalizer, self.image_size)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-            return model(x).float()
+    def measure(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """uint8 images -> logits of the evaluated model; the maps before them, if they explain."""
+        images = images.to(self.device, non_blocking=True)
+        if not self.explains:
+            return self._run(self.evaluated, images, self.image_size).float(), None
+        maps = self._run(self.evaluated.forward_features, images, self.image_size)
+        with self._autocast():
+            return self.evaluated.forward_head(maps).float(), maps
+
+    def _run(self, forward: Callable, images: torch.Tensor, size: int) -> torch.Tensor:
+        """uint8 images on the device, normalised and at `size` pixels, through `forward`."""
+        x = to_input(images, *self.normalizer, size)
+        with self._autocast():
+            return forward(x)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp)
 
     def _loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         smoothing = self.config.label_smoothing

@@ -6,6 +6,7 @@ prints a table of the layers with their output shapes and parameters (about 15 s
 
 Every model has timm's two halves: `model.forward_features(images)` is the last feature map before
 the pooling, `model.forward_head(maps)` the logits; one after the other they are `model(images)`.
+`model.get_classifier()` is the last layer.
 
 Initialisation: convolutions are Kaiming normal, fan out, as in He et al. (2015) and in timm, whose
 ResNets also start the last norm of each residual branch at zero: every block begins as the
@@ -135,6 +136,9 @@ def create_small(num_classes: int) -> "nn.Module":
         def forward_head(self, maps: "torch.Tensor") -> "torch.Tensor":
             return self.fc(self.global_pool(maps))
 
+        def get_classifier(self) -> nn.Module:
+            return self.fc
+
         def forward(self, images: "torch.Tensor") -> "torch.Tensor":
             return self.forward_head(self.forward_features(images))
 
@@ -169,19 +173,32 @@ def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
     ]
 
 
-def head(model: "nn.Module") -> "nn.Linear | None":
+def head(model: "nn.Module", image_size: int) -> "nn.Linear | None":
     """The linear layer, where logits = W @ mean(maps) + b with maps = forward_features(images).
 
-    There Grad-CAM at the last map has a closed form. None for a model that ends otherwise.
+    There Grad-CAM at the last map has a closed form. None for a model that ends otherwise; tried
+    out with maps of noise, so that it holds for every model that there is.
     """
+    import torch
     from torch import nn
 
-    if type(model).__name__ == "Small":
-        return model.fc
-    from timm.models.resnet import ResNet
-
-    averages = isinstance(model, ResNet) and model.global_pool.pool_type == "avg"
-    return model.fc if averages and isinstance(model.fc, nn.Linear) else None
+    linear = model.get_classifier()
+    if not isinstance(linear, nn.Linear):
+        return None
+    training = model.training
+    device, noise = linear.weight.device, torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():
+            maps = model.eval().forward_features(
+                torch.zeros(1, 3, image_size, image_size).to(device)
+            )
+            if maps.ndim != 4 or maps.shape[1] != linear.in_features:
+                return None
+            maps = torch.randn(maps.shape, generator=noise).to(device)
+            same = torch.allclose(model.forward_head(maps), linear(maps.mean((2, 3))), atol=1e-4)
+    finally:
+        model.train(training)
+    return linear if same else None
 
 
 def layers(model: "nn.Module", image_size: int) -> list[tuple[str, str, int]]:

@@ -1,8 +1,8 @@
 """A run's folder on disk: its lock, its config, its history, its checkpoints, its summary.
 
 `last.pt` holds the last whole epoch and all rows of the history: it is the only truth for resuming.
-It is written after `best.pt` and before `history.csv`, so that a kill between two of them loses and
-doubles nothing.
+It is written after `predictions.npz` and `best.pt` and before `history.csv`, so that a kill between
+two of them loses and doubles nothing.
 """
 
 import csv

@@ -4,15 +4,29 @@ Every call to the client goes through `Tracker._safely`: whatever it raises beco
 the training goes on. The numbers are also in `history.csv`, so nothing is lost.
 """
 
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from config import Config, to_dict
 
+if TYPE_CHECKING:
+    from mistakes import Explained
+
 PROJECT = "tinysweep"
 INIT_TIMEOUT_S = 60
+MISTAKE_COLUMNS = [
+    "image",
+    "Grad-CAM of the predicted class",
+    "Grad-CAM of the true class",
+    "true",
+    "predicted",
+    "confidence",
+    "loss",
+    "file",
+]
 
 
 def in_sweep() -> bool:
@@ -22,33 +36,52 @@ def in_sweep() -> bool:
 class Tracker:
     """One W&B run. W&B's thread calls `stop` when the app or the agent asks the run to stop."""
 
-    def __init__(self, config: Config, run_id: str, folder: Path, stop: Callable[[], None]):
+    def __init__(
+        self,
+        config: Config,
+        run_id: str,
+        folder: Path,
+        stop: Callable[[], None],
+        job_type: str = "train",
+    ):
         import wandb
 
         self._wandb = wandb
-        os.environ.setdefault("WANDB_DIR", str(folder.resolve()))
-        self.run = self._start(config, run_id, stop)
+        self.pictures, self.picture_bytes = 0, 0  # files handed over, their size
+        places = {
+            "WANDB_DIR": str(folder.resolve()),
+            # Here the client stages what a table holds, and never cleans up: so not at home.
+            "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "staging"),
+        }
+        self.environment = {k: path for k, path in places.items() if k not in os.environ}
+        os.environ.update(self.environment)
+        name = f"lr{config.max_lr:g}-aug{config.aug_strength:g}" if job_type == "train" else run_id
+        about = {"id": run_id, "name": name, "job_type": job_type, "config": to_dict(config)}
+        self.run = self._start(about, stop)
         self._safely("define_metric", self._define_metrics)
 
-    def _start(self, config: Config, run_id: str, stop: Callable[[], None]):
+    def _start(self, about: dict[str, Any], stop: Callable[[], None]):
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+
+        def init(mode: str | None):
+            settings = self._settings(stop)
+            return self._wandb.init(
+                **about, project=project, resume="allow", mode=mode, settings=settings
+            )
+
         mode = os.environ.get("WANDB_MODE")
-        if mode is None and not self._wandb.login(prompt=False):
-            mode = "offline"
-        arguments = {
-            "project": os.environ.get("WANDB_PROJECT", PROJECT),
-            "id": run_id,
-            "name": f"lr{config.max_lr:g}-aug{config.aug_strength:g}",
-            "config": to_dict(config),
-            "resume": "allow",
-        }
+        if mode == "offline":
+            return init(mode)
         try:
-            return self._wandb.init(**arguments, mode=mode, settings=self._settings(stop))
-        except (self._wandb.errors.CommError, self._wandb.errors.UsageError, OSError) as error:
-            if mode == "offline":
-                raise
-            reason = str(error).strip().splitlines()[0]
+            # Without asking the server: `init` does, and there a dead one is waited for.
+            known = mode is not None or self._wandb.login(prompt=False, verify=False)
+            return init(mode if known else "offline")
+        # Whatever it is: a tracker must not keep a training from its start; the line tells.
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"W&B cannot be reached ({reason}): this run is tracked offline", flush=True)
-            return self._wandb.init(**arguments, mode="offline", settings=self._settings(stop))
+            self._wandb.teardown()  # its service believes that the run of this id has begun
+            return init("offline")
 
     def _settings(self, stop: Callable[[], None]):
         return self._wandb.Settings(
@@ -89,10 +122,41 @@ class Tracker:
     def add_config(self, values: dict[str, Any]) -> None:
         self._safely("config", self.run.config.update, values, allow_val_change=True)
 
+    def log_picture(self, key: str, path: Path) -> None:
+        """Alone, so that a picture that fails takes no numbers with it."""
+
+        def upload() -> None:
+            self.run.log({key: self._wandb.Image(str(path))})
+            self._count(path.stat().st_size)
+
+        self._safely(key, upload)
+
+    def log_mistakes(self, mistakes: Sequence["Explained"]) -> None:
+        """The table `val/mistakes`, one row a mistake."""
+
+        def picture(image):
+            if image is None:
+                return None
+            bytes_of = io.BytesIO()
+            image.save(bytes_of, "JPEG")  # as the client does it
+            self._count(bytes_of.tell())
+            return self._wandb.Image(image, file_type="jpg")
+
+        def upload() -> None:
+            table = self._wandb.Table(columns=MISTAKE_COLUMNS)
+            for one in mistakes:
+                maps = picture(one.map_predicted), picture(one.map_true)
+                words = one.true, one.predicted, one.confidence, one.loss, one.file
+                table.add_data(picture(one.image), *maps, *words)
+            self.run.log({"val/mistakes": table})
+
+        self._safely("the table of mistakes", upload)
+
     def log_model(self, path: Path, metadata: dict[str, Any]) -> None:
         def upload() -> None:
             artifact = self._wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
-            artifact.add_file(str(path))
+            # As it lies in the run's folder; after the ending nobody changes it. No copy is staged.
+            artifact.add_file(str(path), policy="immutable")
             self.run.log_artifact(artifact, aliases=["best", "latest"])
 
         self._safely("the model artifact", upload)
@@ -102,6 +166,12 @@ class Tracker:
 
     def finish(self, exit_code: int) -> None:
         self._safely("finish", self.run.finish, exit_code=exit_code)
+        for key in self.environment:
+            os.environ.pop(key, None)
+
+    def _count(self, size: int) -> None:
+        self.pictures += 1
+        self.picture_bytes += size
 
     def _safely(self, what: str, call: Callable, *arguments: Any, **named: Any) -> None:
         try:

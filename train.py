@@ -4,127 +4,92 @@ on 2 cores).
     python train.py --config=recipes/NAME.yaml --max_lr=0.1    a recipe, with one key changed
     python train.py --run_id=ID ...                            begins this run, or goes on with it
     python train.py --evaluate=runs/ID                         measures a finished run again
+    python train.py --find_lr ...                              a range test: suggests a max_lr
 
 Writes `runs/<run_id>/` and a W&B run (offline without a login); `--help` lists every
 hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the call, 143 preempted,
 130 Ctrl-C; after the last two the same call goes on.
 """
 
-import errno
 import os
-import signal
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import cli
 from cli import Failure, Mistake
-from config import Config, add_arguments, from_arguments, from_mapping, to_dict
-from ending import EXIT_CODES, STATES, Ended, Ending, die_of
+from config import Config, add_arguments, from_arguments, from_mapping, given, to_dict
+from ending import EXIT_CODES, STATES, Ended, Ending, as_failure, die_of, workers_may_end
+from measures import Evaluation, Tally
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch.utils.data import DataLoader
-
     from data import Data
     from learner import Learner
+    from localisation import Looks
     from run_folder import RunFolder
     from tracking import Tracker
 
-CHECKPOINT_KEYS = ("model", "config", "epoch")
 LOSSES_HELD = 50  # steps between two looks at the loss on a GPU: each waits for the device
-
-
-class Diverged(Failure):
-    pass
-
-
-@dataclass
-class Evaluation:
-    """One pass over all validation images; the arrays are in the order of `data.val`."""
-
-    loss: float
-    top5: float
-    true: "np.ndarray"
-    predicted: "np.ndarray"
-    confidence: "np.ndarray"  # float32: probability of the predicted class
-
-    @property
-    def acc(self) -> float:
-        return float((self.predicted == self.true).mean())
 
 
 def train_one_epoch(
     learner: "Learner",
-    batches: Iterator,
+    batches: Iterable,
     epoch: int,
     after_step: Callable[[float], None],
     title: str = "",
 ) -> dict[str, float]:
     """One time through the training images; `after_step(lr)` is called after every batch."""
-    import torch
     from tqdm import tqdm
 
     learner.begin_epoch(epoch)
-    held, total, right, seen, checked, waited = [], 0.0, 0.0, 0, 0, 0.0
-    hold = LOSSES_HELD if learner.device.type == "cuda" else 1
+    tally = Tally(epoch, hold=LOSSES_HELD if learner.device.type == "cuda" else 1)
+    waited = 0.0
     start = time.perf_counter()
     with tqdm(batches, title, unit=" steps", leave=False, disable=None) as bar:
-        steps = iter(bar)
-        while True:
-            asked = time.perf_counter()
-            batch = next(steps, None)
-            waited += time.perf_counter() - asked
-            if batch is not None:
-                lr = learner.lr
-                loss, hits = learner.train_step(batch)
-                held.append((loss, hits, len(batch.labels), lr))
-            if held and (batch is None or len(held) == hold):
-                # Here the device is waited for.
-                values = torch.stack([torch.stack((loss, hits.float())) for loss, hits, *_ in held])
-                for (loss, hits), (_, _, count, lr) in zip(values.tolist(), held, strict=True):
-                    if not abs(loss) < float("inf"):
-                        last = f"{total / seen:.4f}" if seen else "none"
-                        raise Diverged(
-                            f"the loss is {loss} in epoch {epoch}, step {checked + 1}, learning "
-                            f"rate {lr:.3g} (mean of the epoch until then: {last}); try a lower "
-                            "--max_lr"
-                        )
-                    total, right, seen = total + loss * count, right + hits, seen + count
-                    checked += 1
-                held.clear()
-                bar.set_postfix(
-                    loss=f"{total / seen:.3f}", acc=f"{right / seen:.3f}", refresh=False
-                )
-            if batch is None:
-                break
+        for batch, seconds in timed(bar):
+            waited += seconds
+            lr = learner.lr
+            loss, right = learner.train_step(batch)
+            tally.add(loss, right, len(batch.labels), lr)
+            if tally.seen:
+                loss, acc = f"{tally.mean_loss:.3f}", f"{tally.acc:.3f}"
+                bar.set_postfix(loss=loss, acc=acc, lr=f"{lr:.3g}", refresh=False)
             after_step(lr)
+    tally.look()
     seconds = time.perf_counter() - start
     return {
-        "train/loss": total / seen,
-        "train/acc": right / seen,
-        "time/images_per_s": seen / seconds,
+        "train/loss": tally.mean_loss,
+        "train/acc": tally.acc,
+        "time/images_per_s": tally.seen / seconds,
         "time/loader_wait": waited / seconds,
     }
 
 
-def evaluate(learner: "Learner", batches: Iterator, check: Callable[[], None]) -> Evaluation:
+def timed(batches: Iterable) -> Iterator[tuple[Any, float]]:
+    """Each batch with the seconds that it was waited for."""
+    asked = time.perf_counter()
+    for batch in batches:
+        yield batch, time.perf_counter() - asked
+        asked = time.perf_counter()
+
+
+def evaluate(
+    learner: "Learner", batches: Iterable, looks: "Looks", check: Callable[[], None]
+) -> Evaluation:
     """Measure on every image of `batches`, each counted once: sums over all, then divided."""
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
-    model = learner.evaluated
-    model.eval()
+    learner.evaluated.eval()
     loss, top5, parts = 0.0, 0, []
     with torch.inference_mode():
         for batch in batches:
             labels = batch.labels.to(learner.device, non_blocking=True)
-            logits = learner.logits(model, batch.images.to(learner.device, non_blocking=True))
+            logits, maps = learner.measure(batch.images)
             loss += cross_entropy(logits, labels, reduction="sum").item()
             best = logits.topk(min(5, logits.shape[1])).indices
             top5 += (best == labels[:, None]).sum().item()
@@ -132,40 +97,39 @@ def evaluate(learner: "Learner", batches: Iterator, check: Callable[[], None]) -
             parts.append(
                 [x.flatten().cpu().numpy() for x in (batch.labels, best[:, 0], confidence)]
             )
+            if maps is not None:
+                looks.add(maps, learner.evaluated.get_classifier().weight, labels)
             check()
     true, predicted, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Evaluation(loss / len(true), top5 / len(true), true, predicted, confidence)
+    return Evaluation(loss / len(true), top5 / len(true), true, predicted, confidence, looks)
 
 
 class Job:
-    """A run between its checks and its end: what is trained, on what, and where it is kept."""
+    """A run between its checks and its end: what is trained, on what, and what came out so far."""
 
-    def __init__(self, config: Config, data: "Data", learner: "Learner", folder: "RunFolder"):
-        from loader import val_loader
+    def __init__(self, config: Config, data: "Data"):
+        from learner import Learner
+        from loader import train_loader, val_loader
 
-        self.config, self.data, self.learner, self.folder = config, data, learner, folder
-        self.train_loader = training_batches(config, data)
+        augmentation = config.augmentation(data.images.shape[1])
+        self.config, self.data = config, data
+        self.train_loader = train_loader(
+            data, augmentation, config.batch_size, config.seed, config.workers
+        )
         self.val_loader = val_loader(data, config.batch_size, config.workers)
-        self.rows: list[dict[str, Any]] = []  # of history.csv, one an epoch
-        self.best: dict[str, Any] = {"best_val_acc": -1.0, "best_epoch": 0}
-        self.resume()
+        self.learner = Learner(config, data, steps_per_epoch=len(self.train_loader))
 
-    def resume(self) -> None:
-        """Take up the last whole epoch, where there is one."""
-        import checkpoint
-        from run_folder import compare_configs
+    def open(self, folder: "RunFolder") -> None:
+        """Take up what `folder` has of this run."""
+        from record import Record
 
-        path = self.folder.path / "last.pt"
-        if not path.is_file():
-            return
-        keys = (*CHECKPOINT_KEYS, "average", "optimizer", "schedule", "history", "best")
-        state = checkpoint.load(path, keys, self.learner.device)
-        compare_configs(state["config"], self.config, path)
-        self.learner.load_state_dict(state)
-        self.rows, self.best = state["history"], state["best"]
+        folder.check_config(self.config)
+        self.folder = folder
+        self.record = Record(self.config, self.data, folder)
+        self.record.resume(self.learner)
 
     def run(self, tracker: "Tracker", check: Callable[[], None]) -> None:
-        for epoch in range(len(self.rows) + 1, self.config.epochs + 1):
+        for epoch in range(len(self.record.rows) + 1, self.config.epochs + 1):
             self.one_epoch(epoch, tracker, check)
 
     def one_epoch(self, epoch: int, tracker: "Tracker", check: Callable[[], None]) -> None:
@@ -183,22 +147,22 @@ class Job:
         title = f"epoch {epoch}/{self.config.epochs}"
         batches = EpochBatches(epoch_of(self.train_loader, epoch), len(self.train_loader))
         trained = train_one_epoch(self.learner, batches, epoch, after_step, title)
-        measured = evaluate(self.learner, epoch_of(self.val_loader, epoch), check)
+        batches = epoch_of(self.val_loader, epoch)
+        measured = evaluate(self.learner, batches, looks_of(self.data), check)
         self.learner.schedule.step_epoch(measured.loss)
         row = {
             "epoch": epoch,
             "lr": self.learner.lr,
             "train/loss": trained["train/loss"],
             "train/acc": trained["train/acc"],
-            "val/loss": measured.loss,
-            "val/acc": measured.acc,
-            "val/top5": measured.top5,
+            **measured.metrics(),
             "time/images_per_s": trained["time/images_per_s"],
             "time/epoch_s": time.perf_counter() - start,
             "time/loader_wait": trained["time/loader_wait"],
         }
-        self.keep(row, measured)
+        self.record.keep(row, measured, self.learner)
         tracker.log(row)
+        tracker.log_picture("val/gradcam", self.draw_panel(check))
         print(
             f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
             f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
@@ -207,60 +171,41 @@ class Job:
             flush=True,
         )
 
-    def keep(self, row: dict[str, Any], measured: Evaluation) -> None:
-        """On disk in the order that a kill in between needs, see run_folder.py."""
-        import checkpoint
+    def draw_panel(self, check: Callable[[], None]) -> Path:
+        """The same images after every epoch: does it look at the object?"""
+        from viz import gradcam_panel, panel_images, write_picture
 
-        self.rows.append(row)
-        config, epoch = to_dict(self.config), row["epoch"]
-        if measured.acc > self.best["best_val_acc"]:
-            self.best = {"best_val_acc": measured.acc, "best_epoch": epoch}
-            self.write_predictions(measured)
-            state = {"model": self.learner.evaluated.state_dict(), "config": config, "epoch": epoch}
-            self.folder.write("best.pt", lambda file: checkpoint.save(state, file))
-        state = {
-            **self.learner.state_dict(),
-            "config": config,
-            "epoch": epoch,
-            "history": self.rows,
-            "best": self.best,
-        }
-        self.folder.write("last.pt", lambda file: checkpoint.save(state, file))
-        self.folder.write_history(self.rows)
-
-    def write_predictions(self, measured: Evaluation) -> None:
-        import numpy as np
-
-        arrays = {
-            "index": self.data.val,
-            "file": self.data.cache.files[self.data.val],
-            "true": measured.true,
-            "predicted": measured.predicted,
-            "confidence": measured.confidence,
-            "fingerprint": np.array(self.data.fingerprint),
-        }
-        self.folder.write("predictions.npz", lambda file: write_npz(file, arrays))
+        indices = panel_images(self.data, self.config.split_seed)
+        panel = gradcam_panel(self.learner, self.data, indices, check)
+        return write_picture(panel, self.folder.path / "figures" / "gradcam.jpg")
 
     def end(self, tracker: "Tracker", check: Callable[[], None]) -> None:
-        """What follows the last epoch."""
+        """What follows the last epoch; from here on the learner has the best epoch's weights."""
+        from record import load_weights
+        from viz import draw_run
+
         check()
-        tracker.log_model(self.folder.path / "best.pt", {**to_dict(self.config), **self.best})
+        best = self.folder.path / "best.pt"
+        epoch = load_weights(self.learner, best)
+        tracker.log_model(best, {**to_dict(self.config), **self.record.best})
+        check()
+        pictures, mistakes = draw_run(
+            self.folder.path, self.config, self.data, self.learner, self.record.rows, epoch, check
+        )
+        for key, path in pictures.items():
+            if key != "mistakes":  # W&B has them as a table
+                tracker.log_picture(key, path)
+        check()
+        if mistakes:
+            tracker.log_mistakes(mistakes)
+        told = f"{tracker.pictures} files for W&B, {tracker.picture_bytes / 1e6:.1f} MB"
+        print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
 
-    def summary(self, state: str) -> dict[str, Any]:
-        last = self.rows[-1] if self.rows else {}
-        best = self.best if self.rows else {}
-        counts = {"state": state, "epochs": len(self.rows), "run_id": self.folder.run_id}
-        return {**last, **best, **counts}
 
+def looks_of(data: "Data") -> "Looks":
+    from localisation import Looks
 
-def write_npz(file: BinaryIO, arrays: dict[str, "np.ndarray"]) -> None:
-    """numpy's own `savez` cannot store an array of the name `file`."""
-    import numpy as np
-
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+    return Looks(data.cache.boxes[data.val], data.images.shape[1])
 
 
 class EpochBatches:
@@ -274,22 +219,6 @@ class EpochBatches:
 
     def __len__(self) -> int:
         return self.count
-
-
-def load_data(config: Config) -> "Data":
-    import data as datasets
-
-    data_dir = Path(config.data_dir)
-    return datasets.load(
-        config.dataset, data_dir, config.split, config.val_fraction, config.split_seed
-    )
-
-
-def training_batches(config: Config, data: "Data") -> "DataLoader":
-    from loader import train_loader
-
-    augmentation = config.augmentation(data.images.shape[1])
-    return train_loader(data, augmentation, config.batch_size, config.seed, config.workers)
 
 
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
@@ -325,27 +254,25 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         if tracker:
             tracker.finish(exit_code=0)
         return summary
-    job.folder.begin(config, job.rows)
+    job.folder.begin(config, job.record.rows)
     tracker = tracker or start_tracker()
     return carry_out(job, tracker, ending)
 
 
 def prepare(config: Config, run_id: str) -> Job:
     """Every check that needs the data, the device or the disk, before anything is written."""
+    from record import load_data
     from run_folder import RunFolder, check_output_dir
 
     check_output_dir(Path(config.output_dir))
-    data = load_data(config)
-    from learner import Learner
-
-    learner = Learner(config, data, steps_per_epoch=len(training_batches(config, data)))
+    job = Job(config, load_data(config))
     folder = RunFolder(Path(config.output_dir), run_id)
     try:
-        folder.check_config(config)
-        return Job(config, data, learner, folder)
+        job.open(folder)
     except Mistake:
         folder.close()
         raise
+    return job
 
 
 def carry_out(job: Job, tracker: "Tracker", ending: Ending) -> dict[str, Any]:
@@ -353,17 +280,20 @@ def carry_out(job: Job, tracker: "Tracker", ending: Ending) -> dict[str, Any]:
     code = 1
     state = "failed"
     try:
-        work(job, tracker, ending)
+        with workers_may_end(ending):
+            ending.check()
+            say_what(job, tracker)
+            job.run(tracker, ending.check)
+            job.end(tracker, ending.check)
         state, code = "finished", 0
     except Ended as ended:
-        forget_workers()
         state, code = STATES[ended.request], EXIT_CODES[ended.request]
         if ended.request == "preempt":
             tracker.mark_preempting()
     except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, job) from error
+        raise as_failure(error, job.folder.path) from error
     finally:
-        summary = job.summary(state)
+        summary = job.record.summary(state)
         try:
             job.folder.write_summary(summary)
         finally:
@@ -374,79 +304,37 @@ def carry_out(job: Job, tracker: "Tracker", ending: Ending) -> dict[str, Any]:
     return summary
 
 
-def work(job: Job, tracker: "Tracker", ending: Ending) -> None:
-    try:
-        ending.check()
-        say_what(job, tracker)
-        job.run(tracker, ending.check)
-        job.end(tracker, ending.check)
-    except RuntimeError as error:
-        # A SIGTERM to the whole group ends the loader's workers, too: torch raises that here.
-        if "DataLoader worker" not in str(error):
-            raise
-        forget_workers()
-        if not ending.settle():
-            raise
-        raise Ended(ending.request) from error
-
-
-def forget_workers() -> None:
-    """Take away torch's handler, which raises, wherever we are, for each worker that ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-
-def as_failure(error: Exception, job: Job) -> Exception:
-    """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
-    if isinstance(error, Failure):
-        return error
-    where = job.folder.path
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
-        return Failure(f"{where}: out of memory; try a smaller --batch_size")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failure(f"{where}: disk full; make room and run the same command again to go on")
-    return error
-
-
 def say_what(job: Job, tracker: "Tracker") -> None:
     learner, data = job.learner, job.data
     parameters = sum(p.numel() for p in learner.model.parameters())
     tracker.add_config({"split_fingerprint": data.fingerprint, "parameters": parameters})
     tracker.say_where()
-    done = f", going on after epoch {len(job.rows)}" if job.rows else ""
+    done = f", going on after epoch {len(job.record.rows)}" if job.record.rows else ""
     print(
         f"{job.folder.path}: {job.config.model} with {parameters:,} parameters on {learner.device}"
         f"{' in bf16' if learner.amp else ''}, {len(data.train):,} training and {len(data.val):,} "
         f"validation images of {len(data.cache.classes)} classes{done}",
         flush=True,
     )
-
-
-def evaluate_run(path: Path) -> int:
-    """`--evaluate=RUN_DIR`: the best and the last weights of a run, measured again."""
-    import yaml
-
-    import checkpoint
-    from learner import Learner
-    from loader import val_loader
-
-    if not (path / "config.yaml").is_file():
-        raise Mistake(f"--evaluate={path} is no run's folder: it has no config.yaml")
-    config = from_mapping(yaml.safe_load((path / "config.yaml").read_text()), source=str(path))
-    data = load_data(config)
-    learner = Learner(config, data, steps_per_epoch=1)
-    for name in ("best.pt", "last.pt"):
-        state = checkpoint.load(path / name, CHECKPOINT_KEYS, learner.device)
-        if name == "last.pt" and learner.average:
-            learner.average.load_state_dict(state["average"])
-        else:
-            learner.evaluated.load_state_dict(state["model"])
-        batches = val_loader(data, config.batch_size, config.workers)
-        measured = evaluate(learner, iter(batches), lambda: None)
+    if not learner.explains:
         print(
-            f"{path / name}: epoch {state['epoch']}, val acc {measured.acc:.6f}, top5 "
-            f"{measured.top5:.6f}, loss {measured.loss:.6f}, {len(measured.true):,} images",
-            flush=True,
+            f"no val/cam_*: {job.config.model} does not end in mean pooling and a linear layer; "
+            "pictures have maps where it has feature maps"
         )
+
+
+def evaluate_run(path: Path, changed: dict[str, Any]) -> int:
+    """`--evaluate=RUN_DIR`: the best and the last weights of a run, measured again."""
+    from loader import val_loader
+    from record import load_weights, open_run
+
+    config, data, learner = open_run(path, changed)
+    batches = val_loader(data, config.batch_size, config.workers)
+    for name in ("best.pt", "last.pt"):
+        epoch = load_weights(learner, path / name)
+        measured = evaluate(learner, batches, looks_of(data), lambda: None)
+        numbers = ", ".join(f"{key} {value:.7g}" for key, value in measured.metrics().items())
+        print(f"{path / name}: epoch {epoch}, {numbers}, {len(measured.true):,} images", flush=True)
     return 0
 
 
@@ -456,10 +344,19 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--run_id", metavar="ID", help="the run's folder and its id in W&B")
     parser.add_argument("--evaluate", type=Path, metavar="RUN_DIR", help="measure a finished run")
+    parser.add_argument("--find_lr", action="store_true", help="range test: suggests a max_lr")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.evaluate:
-        return evaluate_run(options.evaluate)
+        if options.config or options.run_id or options.find_lr:
+            raise Mistake("--evaluate goes with no --config, --run_id or --find_lr")
+        return evaluate_run(options.evaluate, given(options))
+    if options.find_lr:
+        if options.run_id:
+            raise Mistake("--find_lr makes no run, so there is no --run_id")
+        from lr_finder import find_lr
+
+        return find_lr(from_arguments(options))
     summary = main(from_arguments(options), options.run_id)
     for request, state in STATES.items():
         if summary["state"] == state:

@@ -9,7 +9,6 @@ ratio is taken round by round. Workers are started, and the cache is built, befo
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -17,58 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import data
-from augment import Augmentation
+from bench.plain import BATCH, RECIPE, plain_loader, some_of
 from loader import epoch_of, to_input, train_loader
 
-BATCH = 128
-RECIPE = Augmentation(crop_padding=4, flip=0.5, rotate_degrees=5, cutout_size=32, cutout_holes=2)
 WORKERS = (0, 1, 2)
-
-
-class PlainImages(Dataset):
-    """What one would write first: open, augment, normalise, one sample at a time."""
-
-    def __init__(self, source: data.Data, indices: np.ndarray):
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-        import albumentations as A
-        import cv2
-        from albumentations.pytorch import ToTensorV2
-
-        cv2.setNumThreads(0)
-        size = source.images.shape[1]
-        mean, std = data.NORMALIZATIONS[source.name]
-        self.files = [str(source.root / source.file(i)) for i in indices]
-        self.labels = source.labels[indices]
-        self.transform = A.Compose(
-            [
-                A.PadIfNeeded(size + 8, size + 8, border_mode=cv2.BORDER_REFLECT_101),
-                A.RandomCrop(size, size),
-                A.HorizontalFlip(p=0.5),
-                A.Rotate(limit=5, p=1.0, border_mode=cv2.BORDER_REFLECT_101),
-                A.CoarseDropout(
-                    num_holes_range=(1, 2),
-                    hole_height_range=(32, 32),
-                    hole_width_range=(32, 32),
-                    fill=source.fill,
-                    p=1.0,
-                ),
-                A.Normalize(mean, std),
-                ToTensorV2(),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int):
-        image = np.array(Image.open(self.files[index]).convert("RGB"))
-        return self.transform(image=image)["image"], self.labels[index]
 
 
 def plain_epoch(loader: DataLoader):
@@ -89,13 +44,7 @@ def images_per_s(batches) -> float:
 
 
 def compare(source: data.Data, workers: int, rounds: int) -> tuple[float, float, float]:
-    plain = DataLoader(
-        PlainImages(source, source.train),
-        BATCH,
-        shuffle=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+    plain = plain_loader(source, workers)
     ours = train_loader(source, RECIPE, BATCH, seed=0, workers=workers)
     figures = []
     for epoch in range(rounds + 1):  # the first one starts the workers
@@ -119,11 +68,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     whole = data.load(options.dataset, options.data_dir)
-    chosen = whole.train[np.linspace(0, len(whole.train) - 1, options.images).astype(int)]
-    source = data.Data(whole.name, whole.root, whole.cache, chosen, whole.val, whole.fingerprint)
+    source = some_of(whole, options.images)
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{len(chosen):,} images an epoch, median of {options.rounds} rounds"
+        f"{len(source.train):,} images an epoch, median of {options.rounds} rounds"
     )
     print("workers   plain images/s   ours images/s   ratio")
     for workers in WORKERS:

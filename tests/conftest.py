@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# The tests take all cores by themselves; threads of each would only fight.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPO = Path(__file__).parent.parent
 WNIDS = ("n00000003", "n00000001", "n00000002")  # not sorted, like the real one
 
@@ -86,3 +89,48 @@ def assert_mistake(done: subprocess.CompletedProcess, *words: str) -> None:
 
 def all_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+EPOCHS = 5  # of a run by `start`
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    from runs import Zygote
+
+    process = Zygote()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> Path:
+    """A folder for --data_dir, with 140 images of the built-in data set."""
+    from shapes import write_shapes
+
+    folder = tmp_path_factory.mktemp("data")
+    write_shapes(folder / "shapes", train_per_class=10, val_per_class=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(zygote, shapes_dir):
+    """Start a run of 5 epochs of 7 steps, about half a second each."""
+    from runs import Run
+
+    base = {
+        "dataset": "shapes",
+        "data_dir": shapes_dir,
+        "image_size": 16,
+        "model": "small",
+        "epochs": EPOCHS,
+        "batch_size": 16,
+        "max_lr": 0.05,
+        "workers": 0,
+    }
+
+    def run(folder: Path, run_id: str = "run", patch: str = "", env: dict | None = None, **changed):
+        arguments = [f"--{key}={value}" for key, value in {**base, **changed}.items()]
+        return Run(zygote, folder, *arguments, run_id=run_id, patch=patch, **(env or {}))
+
+    return run

@@ -23,6 +23,49 @@ FAST = {  # W&B's waiting times, turned down
 }
 TIMES = ("time/images_per_s", "time/epoch_s", "time/loader_wait")
 
+# A run that stands still where it is to be signalled, and says so by a file.
+PAUSES = {
+    "training": """
+import learner, pathlib, time
+real = learner.Learner.train_step
+def slow(self, batch):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(0.3)
+    return real(self, batch)
+learner.Learner.train_step = slow
+""",
+    "evaluation": """
+import pathlib, time
+real_evaluate = train.evaluate
+def slow(learner, batches, looks, check):
+    def slowly():
+        for batch in batches:
+            (pathlib.Path(os.environ["HOME"]) / "here").touch()
+            time.sleep(0.5)
+            yield batch
+    return real_evaluate(learner, slowly(), looks, check)
+train.evaluate = slow
+""",
+    "pictures": """
+import mistakes, pathlib, time
+real_some = mistakes._explain_some
+def slow(*arguments, **named):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(0.7)
+    return real_some(*arguments, **named)
+mistakes._explain_some = slow
+""",
+    "ending": """
+import pathlib, time
+real_end = train.Job.end
+def slow(self, tracker, check):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(1.5)
+    return real_end(self, tracker, check)
+train.Job.end = slow
+""",
+}
+
 
 class Zygote:
     """The process that forks the runs."""
@@ -61,6 +104,8 @@ class Zygote:
 class Run:
     """One process of train.py on a small data set; `folder` is what it leaves."""
 
+    timeout_s = TIMEOUT_S
+
     def __init__(
         self,
         zygote: Zygote,
@@ -73,9 +118,10 @@ class Run:
         self.zygote, self.folder, self.output = zygote, base / "runs" / run_id, base / "output.txt"
         base.mkdir(parents=True, exist_ok=True)
         self.output.unlink(missing_ok=True)
-        home = {"HOME": str(base), "WANDB_DATA_DIR": str(base / "staging")}
+        home = {"HOME": str(base)}
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-        chosen = [f"--output_dir={base / 'runs'}", f"--run_id={run_id}", *arguments]
+        chosen = [f"--output_dir={base / 'runs'}", f"--run_id={run_id}"] if run_id else []
+        chosen += arguments
         self.pid = zygote.start(chosen, {**clean, **home, **FAST, **env}, self.output, patch)
 
     def signal(self, number: int) -> None:
@@ -90,7 +136,7 @@ class Run:
         return os.WEXITSTATUS(status)
 
     def until(self, happened) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + self.timeout_s
         while not happened():
             assert time.monotonic() < deadline, f"timeout; so far:\n{self.text}"
             time.sleep(0.01)

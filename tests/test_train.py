@@ -11,19 +11,17 @@ import pytest
 import torch
 import yaml
 
-from conftest import all_files
+from conftest import EPOCHS, all_files
 from runs import (
+    PAUSES,
     Run,
-    Zygote,
     assert_same_bits,
     history,
     history_lines,
     offline_record,
     summary,
 )
-from shapes import write_shapes
 
-EPOCHS = 5
 ROWS = [
     "epoch",
     "lr",
@@ -32,45 +30,24 @@ ROWS = [
     "val/loss",
     "val/acc",
     "val/top5",
+    "val/cam_energy",
+    "val/cam_energy_lift",
+    "val/cam_pointing",
+    "val/cam_pointing_lift",
+    "val/cam_images",
     "time/images_per_s",
     "time/epoch_s",
     "time/loader_wait",
 ]
-
-
-@pytest.fixture(scope="module")
-def zygote():
-    process = Zygote()
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_shapes(folder / "shapes", train_per_class=10, val_per_class=4)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def start(zygote, data_dir):
-    """Start a run of 5 epochs of 7 steps, about half a second each."""
-    base = {
-        "dataset": "shapes",
-        "data_dir": data_dir,
-        "image_size": 16,
-        "model": "small",
-        "epochs": EPOCHS,
-        "batch_size": 16,
-        "max_lr": 0.05,
-        "workers": 0,
-    }
-
-    def run(folder: Path, run_id: str = "run", patch: str = "", env: dict | None = None, **changed):
-        arguments = [f"--{key}={value}" for key, value in {**base, **changed}.items()]
-        return Run(zygote, folder, *arguments, run_id=run_id, patch=patch, **(env or {}))
-
-    return run
+FIGURES = [
+    "augmented.png",
+    "classes.png",
+    "confusions.png",
+    "curves.png",
+    "gradcam.jpg",
+    "mistakes.png",
+    "strengths.png",
+]
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +63,8 @@ def test_files_of_a_run(undisturbed):
         ".lock",
         "best.pt",
         "config.yaml",
+        "figures",
+        *(f"figures/{name}" for name in FIGURES),
         "history.csv",
         "last.pt",
         "predictions.npz",
@@ -109,10 +88,10 @@ def test_files_of_a_run(undisturbed):
     assert best["config"] == config
 
 
-def test_predictions_are_those_of_the_best_epoch(undisturbed, data_dir):
+def test_predictions_are_those_of_the_best_epoch(undisturbed, shapes_dir):
     import data
 
-    loaded = data.load("shapes", data_dir)
+    loaded = data.load("shapes", shapes_dir)
     with np.load(undisturbed / "predictions.npz") as told:
         assert told["fingerprint"] == loaded.fingerprint
         np.testing.assert_array_equal(told["index"], loaded.val)
@@ -121,6 +100,11 @@ def test_predictions_are_those_of_the_best_epoch(undisturbed, data_dir):
         right = (told["true"] == told["predicted"]).mean()
         assert right == summary(undisturbed)["best_val_acc"]
         assert ((told["confidence"] > 0.1) & (told["confidence"] <= 1)).all()
+        best = history(undisturbed)[summary(undisturbed)["best_epoch"] - 1]
+        for name in ("cam_energy", "cam_pointing"):
+            assert len(told[name]) == len(loaded.val)
+            assert np.nanmean(told[name]) == pytest.approx(float(best[f"val/{name}"]), rel=1e-5)
+        assert (~np.isnan(told["cam_energy"])).sum() == int(best["val/cam_images"])
 
 
 def test_what_w_and_b_has(undisturbed):
@@ -130,8 +114,15 @@ def test_what_w_and_b_has(undisturbed):
     assert began["display_name"] == "lr0.05-aug1"
     rows = [r["history"] for r in record if r["type"] == "history"]
     text = json.dumps(rows)
-    for key in ROWS:
+    for key in (*ROWS[1:], "val/gradcam.size"):
         assert text.count(f'"{key}"') == EPOCHS, key
+    measured = [row["item"] for row in rows if "val/acc" in row["item"]]
+    assert [row["epoch"] for row in measured] == list(range(1, EPOCHS + 1))
+    for key in ("curves", "val/classes", "val/confusions", "augmented", "strengths"):
+        assert text.count(f'"{key}.size"') == 1, key
+    (table,) = (row for row in rows if "val/mistakes" in json.dumps(row))
+    assert "table-file" in json.dumps(table)
+    assert any(r["type"] == "artifact" for r in record)
     assert text.count('"train/lr_step"') == 7 * EPOCHS
     (end,) = (r["exit"] for r in record if r["type"] == "exit")
     assert end.get("exit_code", 0) == 0
@@ -150,17 +141,28 @@ def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
     assert history(run.folder) != history(undisturbed)
 
 
+SLOWLY = """
+import learner, time
+real_step = learner.Learner.train_step
+def step(self, batch):
+    time.sleep(0.1)
+    return real_step(self, batch)
+learner.Learner.train_step = step
+"""
+
+
 def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
-    # 2 workers all the way, as in the undisturbed run.
+    """At random moments of loading, training, measuring and writing; 2 workers all the way."""
     moments = random.Random(time.time_ns())
     after_first_epoch = 0
     lines: list[str] = []
     for kill in range(10):
-        run = start(tmp_path, workers=2)
-        if kill in (5, 9):
-            run.until_epoch(max(len(lines), 1))  # one epoch more than before
-        time.sleep(moments.uniform(0.0, 0.3) if kill in (5, 9) else moments.uniform(0.2, 2.6))
+        run = start(tmp_path, workers=2, patch=SLOWLY)  # an epoch is 0.7 s and more on any machine
+        if kill >= 2:
+            run.until_epoch(kill // 2)
+        time.sleep(moments.uniform(0.0, 1.0))
         run.kill()
+        assert run.wait() == 137
         assert history_lines(run.folder)[: len(lines)] == lines
         lines = history_lines(run.folder)
         after_first_epoch += len(lines) > 1
@@ -174,11 +176,21 @@ def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
 
 AVERAGED = {"ema": 0.9, "optimizer": "adamw", "cutmix": 0.5, "mixup": 0.5, "max_lr": 0.01}
 CUT = {"schedule": "cyclic", "cycle_epochs": 2, "patience": 0, "label_smoothing": 0.1, "l1": 1e-5}
-VARIANTS = {"averaged weights, adamw, mixing": AVERAGED, "cyclic with cuts, smoothing, l1": CUT}
+GROWS = {"amp": "true", "resolution_schedule": "8:0.34,12:0.67"}
+VARIANTS = {
+    "averaged weights, adamw, mixing": AVERAGED,
+    "cyclic with cuts, smoothing, l1": CUT,
+    "bf16, growing": GROWS,
+}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(name, marks=() if name == "bf16, growing" else pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 def test_a_killed_run_goes_on_to_the_same_bits(start, tmp_path, variant):
     whole = start(tmp_path / "whole", epochs=3, **VARIANTS[variant])
     killed = start(tmp_path / "killed", epochs=3, **VARIANTS[variant])
@@ -189,6 +201,27 @@ def test_a_killed_run_goes_on_to_the_same_bits(start, tmp_path, variant):
     assert (whole.wait(), again.wait()) == (0, 0), again.text
     assert 2 <= rows <= 4
     assert_same_bits(again.folder, whole.folder)
+
+
+@pytest.mark.slow  # compiling takes a minute
+def test_compiled_there_is_one_graph_a_resolution(start, tmp_path):
+    patch = """
+real_end = train.Job.end
+def end(self, tracker, check):
+    from torch._dynamo.utils import counters
+    print("graphs:", counters["stats"]["unique_graphs"])
+    real_end(self, tracker, check)
+train.Job.end = end
+"""
+    growing = {"epochs": 2, "resolution_schedule": "8:0.5", "amp": "false"}
+    plain = start(tmp_path / "plain", compile="false", **growing)
+    assert plain.wait() == 0, plain.text
+    compiled = start(tmp_path / "compiled", compile="true", patch=patch, **growing)
+    compiled.timeout_s = 300
+    assert compiled.wait() == 0, compiled.text
+    assert "graphs: 2" in compiled.text  # 98 images in batches of 16 leave a short one of 2
+    one, two = (float(history(run.folder)[0]["train/loss"]) for run in (plain, compiled))
+    assert one == pytest.approx(two, rel=5e-3)  # batch norm over two images amplifies rounding
 
 
 def test_a_history_that_a_kill_kept_behind_is_completed(start, tmp_path):
@@ -227,49 +260,17 @@ def test_a_finished_run_is_left_alone(start, tmp_path):
     assert "epoch 1/1" not in again.text
 
 
-# A run that stands still where it is to be signalled, and says so by a file.
-PAUSES = {
-    "training": """
-import learner, pathlib, time
-real = learner.Learner.train_step
-def slow(self, batch):
-    (pathlib.Path(os.environ["HOME"]) / "here").touch()
-    time.sleep(0.3)
-    return real(self, batch)
-learner.Learner.train_step = slow
-""",
-    "evaluation": """
-import pathlib, time
-real_evaluate = train.evaluate
-def slow(learner, batches, check):
-    def slowly():
-        for batch in batches:
-            (pathlib.Path(os.environ["HOME"]) / "here").touch()
-            time.sleep(0.5)
-            yield batch
-    return real_evaluate(learner, slowly(), check)
-train.evaluate = slow
-""",
-    "ending": """
-import pathlib, time
-real_end = train.Job.end
-def slow(self, tracker, check):
-    (pathlib.Path(os.environ["HOME"]) / "here").touch()
-    time.sleep(1.5)
-    return real_end(self, tracker, check)
-train.Job.end = slow
-""",
-}
 TERM, USR1, INT = signal.SIGTERM, signal.SIGUSR1, signal.SIGINT
 ENDS = [  # signal, in a sweep, where -> exit status, state, exit code in W&B
     (TERM, False, "training", 143, "preempted", 143),
     (TERM, True, "training", 0, "stopped", 0),
-    (TERM, True, "ending", 0, "stopped", 0),
+    (TERM, True, "pictures", 0, "stopped", 0),
     (USR1, True, "evaluation", 143, "preempted", 143),
     (INT, False, "evaluation", 130, "interrupted", 255),
 ]
 MORE_ENDS = [
     (TERM, False, "ending", 143, "preempted", 143),
+    (INT, False, "pictures", 130, "interrupted", 255),
     (TERM, True, "evaluation", 0, "stopped", 0),
     (USR1, False, "training", 143, "preempted", 143),
     (INT, False, "training", 130, "interrupted", 255),
@@ -283,7 +284,7 @@ MORE_ENDS = [
     [*ENDS, *(pytest.param(*end, marks=pytest.mark.slow) for end in MORE_ENDS)],
 )
 def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, state, code):
-    epochs = 1 if where == "ending" else 3
+    epochs = 1 if where in ("ending", "pictures") else 3
     env = {}
     if sweep:
         (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nmax_lr:\n  value: 0.02\n")
@@ -331,16 +332,19 @@ MISTAKES = {  # what is wrong: arguments, words of the answer
     "recipe is missing": (["--config=nowhere.yaml"], ["nowhere.yaml", "No such file"]),
     "no data": (["--dataset=tiny-imagenet"], ["data.py fetch"]),
     "not a run": (["--evaluate=nowhere"], ["nowhere", "config.yaml"]),
+    "evaluate and another": (["--evaluate=nowhere", "--find_lr"], ["--evaluate goes with"]),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_leaves_no_run(zygote, data_dir, tmp_path, mistake):
+def test_a_mistake_leaves_no_run(zygote, shapes_dir, tmp_path, mistake):
     arguments, words = MISTAKES[mistake]
     (tmp_path / "FILE").write_text("")
     arguments = [argument.replace("FILE", str(tmp_path / "FILE")) for argument in arguments]
-    base = ["--dataset=shapes", f"--data_dir={data_dir}", "--model=small", "--image_size=16"]
-    run = Run(zygote, tmp_path, *base, *arguments)
+    base = ["--dataset=shapes", f"--data_dir={shapes_dir}", "--model=small", "--image_size=16"]
+    if "--evaluate=nowhere" in arguments:
+        base = []
+    run = Run(zygote, tmp_path, *base, *arguments, run_id="" if not base else "run")
     assert run.wait() == 2, run.text
     assert 1 <= len(run.text.splitlines()) <= 2, run.text
     for word in words:
@@ -438,6 +442,9 @@ import wandb
 def fail(self, *_, **__):
     raise RuntimeError("the server is away")
 wandb.Run.log_artifact = fail
+def no_picture(*_, **__):
+    raise RuntimeError("no picture")
+wandb.Image = no_picture
 real = wandb.Run.log
 def sometimes(self, values, **named):
     if values.get("epoch") == 1:
@@ -452,6 +459,9 @@ wandb.Run.log = sometimes
         in run.text
     )
     assert "W&B: log failed, the run goes on (RuntimeError: the server is slow" in run.text
+    assert "W&B: val/gradcam failed, the run goes on (RuntimeError: no picture" in run.text
+    rows = [r for r in offline_record(run.folder) if r["type"] == "history"]
+    assert json.dumps(rows).count('"val/acc"') == 1  # of epoch 2: no picture takes it along
     assert summary(run.folder)["state"] == "finished"
 
 
@@ -479,9 +489,13 @@ def test_a_sweep_decides_and_its_unknown_parameters_are_a_mistake(start, tmp_pat
 
 
 def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
-    run = Run(zygote, tmp_path, f"--evaluate={undisturbed}")
+    run = Run(zygote, tmp_path, f"--evaluate={undisturbed}", run_id="")
     assert run.wait() == 0, run.text
     told = summary(undisturbed)
-    assert f"best.pt: epoch {told['best_epoch']}, val acc {told['best_val_acc']:.6f}" in run.text
-    assert f"last.pt: epoch {EPOCHS}, val acc {told['val/acc']:.6f}" in run.text
-    assert f"loss {told['val/loss']:.6f}, 40 images" in run.text
+    best, last = run.text.splitlines()
+    assert f"best.pt: epoch {told['best_epoch']}," in best
+    assert f"val/acc {told['best_val_acc']:.7g}," in best
+    assert f"last.pt: epoch {EPOCHS}," in last
+    for key in ("val/loss", "val/acc", "val/top5"):
+        assert f"{key} {told[key]:.7g}," in last
+    assert last.endswith("40 images")

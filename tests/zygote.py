@@ -14,15 +14,17 @@ import sys
 
 
 def import_everything() -> None:
+    import pytorch_grad_cam
     import torch._dynamo
     import wandb
 
     import augment
     import learner
     import train
+    import viz
 
     augment.albumentations_functions()
-    assert wandb and learner and train and torch
+    assert wandb and learner and train and torch and pytorch_grad_cam and viz
 
 
 def start(arguments: list[str], env: dict[str, str], output: str, patch: str) -> int:
@@ -37,6 +39,7 @@ def start(arguments: list[str], env: dict[str, str], output: str, patch: str) ->
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["train.py", *arguments]
+    own_media_folder()
     import cli
     import train
 
@@ -55,6 +58,15 @@ def start(arguments: list[str], env: dict[str, str], output: str, patch: str) ->
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     os._exit(0)
+
+
+def own_media_folder() -> None:
+    """W&B makes a folder at import and removes it at exit: the first run's exit would be all's."""
+    import tempfile
+
+    from wandb.sdk.data_types._private import MEDIA_TMP
+
+    MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
 
 
 def main() -> None:

@@ -1,0 +1,176 @@
+"""Curves and bars with matplotlib: one function a picture, each returns a figure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+TRAIN, VAL, MARK = "#d97706", "#1d4ed8", "#6b7280"  # orange, blue, grey: told apart by everyone
+NAMED = 20  # bars with a name, where there are too many
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e7eb",
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "figure.constrained_layout.use": True,
+}
+
+
+def curves(rows: Sequence[dict[str, Any]], best_epoch: int, title: str) -> Figure:
+    """Accuracy, loss, learning rate and, where it was measured, localisation, over the epochs."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 6.6))
+        figure.suptitle(title)
+        axes = figure.subplots(2, 2)
+        epochs = [row["epoch"] for row in rows]
+
+        def line(axis, key: str, colour: str, label: str) -> None:
+            values = [row.get(key, np.nan) for row in rows]
+            axis.plot(
+                epochs,
+                values,
+                color=colour,
+                label=label,
+                marker="o" if len(rows) < 25 else None,
+                ms=4,
+            )
+
+        for axis, key, name in ((axes[0, 0], "acc", "accuracy"), (axes[0, 1], "loss", "loss")):
+            line(axis, f"train/{key}", TRAIN, "training")
+            line(axis, f"val/{key}", VAL, "validation")
+            axis.set_ylabel(name)
+        axes[0, 0].set_ylim(0, 1)
+        axes[0, 0].yaxis.set_major_formatter(PercentFormatter(1))
+        line(axes[1, 0], "lr", MARK, "")
+        axes[1, 0].set_ylabel("learning rate at the epoch's end")
+        axes[1, 0].set_ylim(bottom=0)
+        if any("val/cam_energy_lift" in row for row in rows):
+            line(axes[1, 1], "val/cam_energy_lift", VAL, "energy in the box")
+            line(axes[1, 1], "val/cam_pointing_lift", TRAIN, "peak in the box")
+            axes[1, 1].axhline(0, color=MARK, lw=0.8)
+            axes[1, 1].set_ylabel("localisation above the trivial")
+        else:
+            axes[1, 1].axis("off")
+        for axis in axes.flat:
+            if not axis.axison:
+                continue
+            axis.set_xlabel("epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            if len(rows) == 1:
+                axis.set_xlim(0, 2)
+            axis.axvline(best_epoch, color=MARK, ls=":", lw=1.2)
+            if axis.get_legend_handles_labels()[0] and axis is not axes[1, 0]:
+                axis.legend(loc="best")
+        axes[0, 0].set_title(
+            f"best epoch {best_epoch}: {rows[best_epoch - 1]['val/acc']:.2%}",
+            loc="left",
+            fontsize=10,
+            color=MARK,
+        )
+    return figure
+
+
+def class_accuracy(true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
+    """Every class as a bar, sorted; of many classes the best and the worst 20 with their names."""
+    count = np.bincount(true, minlength=len(names))
+    right = np.bincount(true[true == predicted], minlength=len(names))
+    there = np.flatnonzero(count)
+    order = there[np.argsort(right[there] / count[there], kind="stable")[::-1]]
+    values = right[order] / count[order]
+    words = [short(names[i]) for i in order]
+    with matplotlib.rc_context(STYLE):
+        if len(order) <= 2 * NAMED:
+            figure = Figure(figsize=(8, 1.4 + 0.24 * len(order)))
+            axis = figure.subplots()
+            _bars(axis, words, values, "accuracy")
+            axis.set_title(f"accuracy of each class; mean {values.mean():.1%}", loc="left")
+            return figure
+        figure = Figure(figsize=(12, 6.4))
+        whole, best, worst = figure.subplots(1, 3, width_ratios=(0.8, 1, 1))
+        whole.fill_betweenx(np.arange(len(values)), values, color=VAL, alpha=0.7, lw=0)
+        whole.set_ylim(len(values), 0)
+        whole.set_xlim(0, 1)
+        whole.set_xlabel("accuracy")
+        whole.xaxis.set_major_formatter(PercentFormatter(1))
+        whole.set_ylabel("rank of the class")
+        whole.set_title(f"all {len(values)} classes; mean {values.mean():.1%}", loc="left")
+        for axis, part, name in (
+            (best, slice(NAMED), "best"),
+            (worst, slice(-NAMED, None), "worst"),
+        ):
+            _bars(axis, words[part], values[part], "accuracy")
+            axis.set_title(f"the {name} {NAMED}", loc="left")
+    return figure
+
+
+def confusions(true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
+    """The 20 pairs that were confused most often, with their counts."""
+    pairs = most_confused(true, predicted, NAMED)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.6 + 0.26 * max(len(pairs), 1)))
+        axis = figure.subplots()
+        words = [f"{short(names[a])} → {short(names[b])}" for a, b, _ in pairs]
+        counts = np.array([n for *_, n in pairs])
+        _bars(axis, words, counts, "images", "{:.0f}")
+        axis.set_title("most confused: true → predicted", loc="left")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def most_confused(true: np.ndarray, predicted: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """(true, predicted, number of images), the most frequent first; ties by class."""
+    wrong = true != predicted
+    pairs, counts = np.unique(np.stack([true, predicted], 1)[wrong], axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    return [(int(a), int(b), int(n)) for (a, b), n in zip(pairs[order], counts[order], strict=True)]
+
+
+def learning_rates(
+    rates: Sequence[float], losses: Sequence[float], accs: Sequence[float], suggestion: float | None
+) -> Figure:
+    """Of a range test: loss and accuracy over the learning rate, both smoothed."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 6))
+        above, below = figure.subplots(2, 1, sharex=True)
+        for axis, values, colour, name in (
+            (above, losses, VAL, "training loss, smoothed"),
+            (below, accs, TRAIN, "training accuracy, smoothed"),
+        ):
+            axis.plot(rates, values, color=colour)
+            axis.set_ylabel(name)
+            axis.set_xscale("log")
+            if suggestion:
+                axis.axvline(suggestion, color=MARK, ls="--", lw=1.2)
+        below.set_xlabel("learning rate")
+        found = f"suggested max_lr {suggestion:.3g}" if suggestion else "no suggestion"
+        above.set_title(found, loc="left", color=MARK, fontsize=10)
+    return figure
+
+
+def _bars(axis, words: Sequence[str], values: np.ndarray, unit: str, written: str = "{:.0%}"):
+    places = np.arange(len(words))
+    axis.barh(places, values, color=VAL, alpha=0.8, height=0.7)
+    axis.set_yticks(places, words)
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", visible=False)
+    axis.set_ylim(len(words) - 0.4, -0.6)
+    top = 1 if unit == "accuracy" else max(values, default=1)
+    axis.set_xlim(0, top * 1.08)
+    for place, value in zip(places, values, strict=True):
+        axis.text(value + 0.01 * top, place, written.format(value), va="center", fontsize=8)
+    axis.set_xlabel(unit)
+    if unit == "accuracy":
+        axis.xaxis.set_major_formatter(PercentFormatter(1))
+
+
+def short(name: str, most: int = 24) -> str:
+    """A name that fits beside a bar; matplotlib takes pairs of $ for a formula."""
+    name = name.replace("$", r"\$")
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"

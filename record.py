@@ -1,0 +1,123 @@
+"""What a run has reached so far, in memory and in its folder: history, best epoch, checkpoints.
+
+An epoch is written as predictions.npz, best.pt, last.pt, history.csv; run_folder.py says why.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import yaml
+
+import checkpoint
+from cli import Mistake
+from config import LOOKS, Config, from_mapping, to_dict
+from run_folder import RunFolder, compare_configs
+
+if TYPE_CHECKING:
+    from data import Data
+    from learner import Learner
+    from measures import Evaluation
+
+
+class Record:
+    def __init__(self, config: Config, data: "Data", folder: RunFolder):
+        self.config, self.data, self.folder = config, data, folder
+        self.rows: list[dict[str, Any]] = []  # of history.csv, one an epoch
+        self.best: dict[str, Any] = {"best_val_acc": -1.0, "best_epoch": 0}
+
+    def resume(self, learner: "Learner") -> None:
+        """Take up the last whole epoch, where there is one."""
+        path = self.folder.path / "last.pt"
+        if not path.is_file():
+            return
+        keys = (*checkpoint.KEYS, "average", "optimizer", "schedule", "history", "best")
+        state = checkpoint.load(path, keys, learner.device)
+        compare_configs(state["config"], self.config, path)
+        learner.load_state_dict(state)
+        self.rows, self.best = state["history"], state["best"]
+
+    def keep(self, row: dict[str, Any], measured: "Evaluation", learner: "Learner") -> None:
+        """Write down an epoch."""
+        rows, best = [*self.rows, row], self.best
+        config, epoch = to_dict(self.config), row["epoch"]
+        if measured.acc > best["best_val_acc"]:
+            best = {"best_val_acc": measured.acc, "best_epoch": epoch}
+            self._write_predictions(measured, epoch)
+            state = {"model": learner.evaluated.state_dict(), "config": config, "epoch": epoch}
+            self.folder.write("best.pt", lambda file: checkpoint.save(state, file))
+        state = {
+            **learner.state_dict(),
+            "config": config,
+            "epoch": epoch,
+            "history": rows,
+            "best": best,
+        }
+        self.folder.write("last.pt", lambda file: checkpoint.save(state, file))
+        self.rows, self.best = rows, best  # not before: an epoch that is not kept did not happen
+        self.folder.write_history(self.rows)
+
+    def _write_predictions(self, measured: "Evaluation", epoch: int) -> None:
+        arrays = {
+            "index": self.data.val,
+            "file": self.data.cache.files[self.data.val],
+            "true": measured.true,
+            "predicted": measured.predicted,
+            "confidence": measured.confidence,
+            "cam_energy": measured.looks.energy,  # NaN where the box tells nothing
+            "cam_pointing": measured.looks.pointing,
+            "fingerprint": np.array(self.data.fingerprint),
+            "epoch": np.array(epoch),
+        }
+        self.folder.write("predictions.npz", lambda file: _write_npz(file, arrays))
+
+    def summary(self, state: str) -> dict[str, Any]:
+        last = self.rows[-1] if self.rows else {}
+        best = self.best if self.rows else {}
+        counts = {"state": state, "epochs": len(self.rows), "run_id": self.folder.run_id}
+        return {**last, **best, **counts}
+
+
+def _write_npz(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
+    """numpy's own `savez` cannot store an array of the name `file`."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def load_data(config: Config) -> "Data":
+    import data as datasets
+
+    data_dir = Path(config.data_dir)
+    return datasets.load(
+        config.dataset, data_dir, config.split, config.val_fraction, config.split_seed
+    )
+
+
+def open_run(path: Path, given: dict[str, Any]) -> tuple[Config, "Data", "Learner"]:
+    """A run that was made before, for a look at it; `given` may say where and how to look."""
+    from learner import Learner
+
+    for key in given:
+        if key not in LOOKS:
+            allowed = ", ".join(LOOKS)
+            raise Mistake(f"{path} has its own {key}; only {allowed} may be given with a run")
+    if not (path / "config.yaml").is_file():
+        raise Mistake(f"{path} is no run's folder: it has no config.yaml")
+    values = yaml.safe_load((path / "config.yaml").read_text())
+    plainly = {"compile": "false"}  # nothing is trained, and here may be no compiler
+    config = from_mapping({**values, **plainly, **given}, source=str(path / "config.yaml"))
+    data = load_data(config)
+    return config, data, Learner(config, data, steps_per_epoch=1)
+
+
+def load_weights(learner: "Learner", path: Path) -> int:
+    """Give `learner.evaluated` the weights of best.pt or last.pt; the epoch that they are of."""
+    state = checkpoint.load(path, checkpoint.KEYS, learner.device)
+    if learner.average and "average" in state:
+        learner.average.load_state_dict(state["average"])
+    else:
+        learner.evaluated.load_state_dict(state["model"])
+    return state["epoch"]

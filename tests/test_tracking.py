@@ -1,0 +1,100 @@
+"""W&B's ways to end a run, and W&B that cannot be reached, with the real client."""
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from runs import PAUSES, offline_record, summary
+
+SWEEP = "wandb_version: 1\nmax_lr:\n  value: 0.02\n"
+
+
+def exit_code(folder) -> int:
+    (end,) = (r["exit"] for r in offline_record(folder) if r["type"] == "exit")
+    return end.get("exit_code", 0)
+
+
+def until_here(run, folder) -> None:
+    run.until(lambda: (folder / "here").exists() or run.ended)
+
+
+def test_without_a_login_the_run_is_offline_and_says_how_to_hand_it_over(start, tmp_path):
+    run = start(tmp_path, epochs=1)
+    assert run.wait() == 0
+    (line,) = (line for line in run.text.splitlines() if line.startswith("W&B: offline"))
+    folder = line.split("`wandb sync ")[1].rstrip("`")
+    assert Path(folder).is_dir()
+
+
+def test_w_and_b_stop_keeps_the_score(start, tmp_path):
+    # The client calls this function from a thread of its own when the server's flag is up.
+    patch = (
+        PAUSES["training"]
+        + """
+import tracking, threading
+real_settings = tracking.Tracker._settings
+def settings(self, stop):
+    def later():
+        while not (pathlib.Path(os.environ["HOME"]) / "here").exists():
+            time.sleep(0.05)
+        made.stop_fn()
+    made = real_settings(self, stop)
+    threading.Thread(target=later, daemon=True).start()
+    return made
+tracking.Tracker._settings = settings
+"""
+    )
+    run = start(tmp_path, patch=patch)
+    assert run.wait() == 0, run.text
+    assert summary(run.folder)["state"] == "stopped"
+    assert exit_code(run.folder) == 0
+
+
+def test_sigterm_with_the_agent_gone_is_a_preemption(start, tmp_path):
+    """The machine goes away: the agent has the signal, too, and does not outlive it."""
+    (tmp_path / "parameters.yaml").write_text(SWEEP)
+    env = {"WANDB_SWEEP_PARAM_PATH": str(tmp_path / "parameters.yaml")}
+    # The run moves into a child; its parent, in the agent's place, dies of the same signal.
+    patch = (
+        PAUSES["training"]
+        + """
+import pathlib, signal
+child = os.fork()
+if child:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.waitpid(child, 0)
+    os._exit(0)
+(pathlib.Path(os.environ["HOME"]) / "child").write_text(str(os.getpid()))
+"""
+    )
+    run = start(tmp_path, patch=patch, env=env)
+    until_here(run, tmp_path)
+    run.signal_group(signal.SIGTERM)
+    assert run.wait() == 143  # the one in the agent's place
+    run.until(lambda: (run.folder / "summary.json").exists())
+    assert summary(run.folder)["state"] == "preempted"
+    child = int((tmp_path / "child").read_text())
+    run.until(lambda: not Path(f"/proc/{child}").exists())
+    assert exit_code(run.folder) == 143
+
+
+KEYS = {"a key": "0" * 40, "a key of no valid form": "secret"}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_server_that_is_away_at_the_start_costs_the_run_nothing(start, tmp_path, key):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        env = {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEYS[key]}
+        patch = "import tracking; tracking.INIT_TIMEOUT_S = 4"
+        run = start(tmp_path, patch=patch, env=env, epochs=1)
+        assert run.wait() == 0, run.text
+    assert "W&B cannot be reached" in run.text
+    assert "wandb sync" in run.text
+    assert "Traceback" not in run.text
+    assert KEYS[key] not in run.text
+    assert summary(run.folder)["state"] == "finished"
+    assert exit_code(run.folder) == 0
