@@ -13,6 +13,27 @@ if TYPE_CHECKING:  # --help does not wait for them
     from localisation import Looks
 
 
+# What a run logs once an epoch (those of localisation where there are boxes), and at its end.
+METRICS = (
+    "epoch",
+    "lr",
+    "train/loss",
+    "train/acc",
+    "val/loss",
+    "val/acc",
+    "val/top5",
+    "val/cam_energy",
+    "val/cam_energy_lift",
+    "val/cam_pointing",
+    "val/cam_pointing_lift",
+    "val/cam_images",
+    "time/images_per_s",
+    "time/epoch_s",
+    "time/loader_wait",
+)
+SUMMARY = ("best_val_acc", "best_epoch")
+
+
 class Diverged(Failure):
     pass
 

@@ -6,6 +6,7 @@ the training goes on. The numbers are also in `history.csv`, so nothing is lost.
 
 import io
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 PROJECT = "tinysweep"
 INIT_TIMEOUT_S = 60
+TRIES, PAUSE_S = 4, 10.0  # of an artifact that the client refused, a minute in all
+ADDED = ("split_fingerprint", "parameters")  # to the config that W&B shows
 MISTAKE_COLUMNS = [
     "image",
     "Grad-CAM of the predicted class",
@@ -95,10 +98,11 @@ class Tracker:
         return bool(self.run.settings._offline)
 
     def config(self) -> dict[str, Any]:
-        """What W&B shows: the given config with the sweep's parameters over it."""
-        return {
-            key: value for key, value in dict(self.run.config).items() if not key.startswith("_")
-        }
+        """What W&B shows: the given config with the sweep's parameters over it, without what a
+        run adds itself, which a resumed one finds there.
+        """
+        values = dict(self.run.config)
+        return {k: v for k, v in values.items() if k not in ADDED and not k.startswith("_")}
 
     def say_where(self) -> None:
         if self.offline:
@@ -120,6 +124,7 @@ class Tracker:
         self._safely("summary", self.run.summary.update, values)
 
     def add_config(self, values: dict[str, Any]) -> None:
+        assert set(values) <= set(ADDED), values
         self._safely("config", self.run.config.update, values, allow_val_change=True)
 
     def log_picture(self, key: str, path: Path) -> None:
@@ -131,35 +136,41 @@ class Tracker:
 
         self._safely(key, upload)
 
-    def log_mistakes(self, mistakes: Sequence["Explained"]) -> None:
+    def log_mistakes(
+        self, mistakes: Sequence["Explained"], check: Callable[[], None] = lambda: None
+    ) -> None:
         """The table `val/mistakes`, one row a mistake."""
 
-        def picture(image):
+        def picture(image, sizes: list[int]):
             if image is None:
                 return None
             bytes_of = io.BytesIO()
             image.save(bytes_of, "JPEG")  # as the client does it
-            self._count(bytes_of.tell())
+            sizes.append(bytes_of.tell())
             return self._wandb.Image(image, file_type="jpg")
 
         def upload() -> None:
-            table = self._wandb.Table(columns=MISTAKE_COLUMNS)
+            table, sizes = self._wandb.Table(columns=MISTAKE_COLUMNS), []
             for one in mistakes:
-                maps = picture(one.map_predicted), picture(one.map_true)
+                images = one.image, one.map_predicted, one.map_true
                 words = one.true, one.predicted, one.confidence, one.loss, one.file
-                table.add_data(picture(one.image), *maps, *words)
+                table.add_data(*(picture(image, sizes) for image in images), *words)
             self.run.log({"val/mistakes": table})
+            for size in sizes:
+                self._count(size)
 
-        self._safely("the table of mistakes", upload)
+        self._surely("the table of mistakes", upload, check)
 
-    def log_model(self, path: Path, metadata: dict[str, Any]) -> None:
+    def log_model(
+        self, path: Path, metadata: dict[str, Any], check: Callable[[], None] = lambda: None
+    ) -> None:
         def upload() -> None:
             artifact = self._wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metadata)
-            # As it lies in the run's folder; after the ending nobody changes it. No copy is staged.
-            artifact.add_file(str(path), policy="immutable")
+            # As it lies in the run's folder; after the ending nobody changes it. No copy is made.
+            artifact.add_file(str(path), policy="immutable", skip_cache=True)
             self.run.log_artifact(artifact, aliases=["best", "latest"])
 
-        self._safely("the model artifact", upload)
+        self._surely("the model artifact", upload, check)
 
     def mark_preempting(self) -> None:
         self._safely("mark_preempting", self.run.mark_preempting)
@@ -173,11 +184,27 @@ class Tracker:
         self.pictures += 1
         self.picture_bytes += size
 
-    def _safely(self, what: str, call: Callable, *arguments: Any, **named: Any) -> None:
+    def _safely(self, what: str, call: Callable, *arguments: Any, **named: Any) -> bool:
         try:
             call(*arguments, **named)
+            return True
         # Whatever it is: a tracker that fails must not cost hours of training; the line tells.
         except Exception as error:
             print(
                 f"W&B: {what} failed, the run goes on ({type(error).__name__}: {error})", flush=True
             )
+            return False
+
+    def _surely(self, what: str, call: Callable[[], None], check: Callable[[], None]) -> None:
+        """For artifacts: where the server is away at the first one of a process, the client raises
+        and forgets it. `check` may end the wait.
+        """
+        for again in range(TRIES):
+            if again:
+                print(f"W&B: {what} is tried again in {PAUSE_S:.0f} s", flush=True)
+                until = time.monotonic() + PAUSE_S
+                while time.monotonic() < until:
+                    check()
+                    time.sleep(0.1)
+            if self._safely(what, call):
+                return

@@ -187,7 +187,7 @@ class Job:
         check()
         best = self.folder.path / "best.pt"
         epoch = load_weights(self.learner, best)
-        tracker.log_model(best, {**to_dict(self.config), **self.record.best})
+        tracker.log_model(best, {**to_dict(self.config), **self.record.best}, check)
         check()
         pictures, mistakes = draw_run(
             self.folder.path, self.config, self.data, self.learner, self.record.rows, epoch, check
@@ -197,7 +197,7 @@ class Job:
                 tracker.log_picture(key, path)
         check()
         if mistakes:
-            tracker.log_mistakes(mistakes)
+            tracker.log_mistakes(mistakes, check)
         told = f"{tracker.pictures} files for W&B, {tracker.picture_bytes / 1e6:.1f} MB"
         print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
 

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from conftest import EPOCHS, all_files
+from measures import METRICS
 from runs import (
     PAUSES,
     Run,
@@ -22,23 +23,7 @@ from runs import (
     summary,
 )
 
-ROWS = [
-    "epoch",
-    "lr",
-    "train/loss",
-    "train/acc",
-    "val/loss",
-    "val/acc",
-    "val/top5",
-    "val/cam_energy",
-    "val/cam_energy_lift",
-    "val/cam_pointing",
-    "val/cam_pointing_lift",
-    "val/cam_images",
-    "time/images_per_s",
-    "time/epoch_s",
-    "time/loader_wait",
-]
+ROWS = list(METRICS)  # what a sweep may be judged by is what a run logs
 FIGURES = [
     "augmented.png",
     "classes.png",
@@ -213,7 +198,8 @@ def end(self, tracker, check):
     real_end(self, tracker, check)
 train.Job.end = end
 """
-    growing = {"epochs": 2, "resolution_schedule": "8:0.5", "amp": "false"}
+    # A small rate: batch norm over the two images of the last batch amplifies rounding.
+    growing = {"epochs": 2, "resolution_schedule": "8:0.5", "amp": "false", "max_lr": 1e-4}
     plain = start(tmp_path / "plain", compile="false", **growing)
     assert plain.wait() == 0, plain.text
     compiled = start(tmp_path / "compiled", compile="true", patch=patch, **growing)
@@ -221,7 +207,7 @@ train.Job.end = end
     assert compiled.wait() == 0, compiled.text
     assert "graphs: 2" in compiled.text  # 98 images in batches of 16 leave a short one of 2
     one, two = (float(history(run.folder)[0]["train/loss"]) for run in (plain, compiled))
-    assert one == pytest.approx(two, rel=5e-3)  # batch norm over two images amplifies rounding
+    assert one == pytest.approx(two, rel=1e-3)
 
 
 def test_a_history_that_a_kill_kept_behind_is_completed(start, tmp_path):
@@ -438,7 +424,8 @@ learner.Learner._loss = diverge
 
 def test_what_w_and_b_raises_is_said_and_the_run_goes_on(start, tmp_path):
     patch = """
-import wandb
+import tracking, wandb
+tracking.PAUSE_S = 0.2
 def fail(self, *_, **__):
     raise RuntimeError("the server is away")
 wandb.Run.log_artifact = fail
@@ -458,6 +445,7 @@ wandb.Run.log = sometimes
         "W&B: the model artifact failed, the run goes on (RuntimeError: the server is away"
         in run.text
     )
+    assert run.text.count("W&B: the model artifact is tried again") == 3
     assert "W&B: log failed, the run goes on (RuntimeError: the server is slow" in run.text
     assert "W&B: val/gradcam failed, the run goes on (RuntimeError: no picture" in run.text
     rows = [r for r in offline_record(run.folder) if r["type"] == "history"]

@@ -1,0 +1,365 @@
+"""`wandb sweep` and `wandb agent`, the real ones, with train.py, against a stand-in server."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb_server import ENTITY, WandbServer
+
+from conftest import REPO, assert_mistake, run
+from runs import TIMEOUT_S, assert_same_bits, history_lines, summary
+
+BIN = Path(sys.executable).parent
+RANGES = {"max_lr": (0.01, 1.0), "aug_strength": (0.0, 2.0)}
+SLOW_STEPS = "0.3"  # seconds, where a run is to be interrupted
+
+
+@pytest.fixture
+def server():
+    with WandbServer() as started:
+        yield started
+        assert started.unknown == []
+
+
+class Sweep:
+    """A sweep on the server and the agents that work on it, in a folder of its own."""
+
+    def __init__(self, folder: Path, server: WandbServer, data_dir: Path, command=(), **changed):
+        self.folder, self.server, self.agents = folder, server, []
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        self.env |= {**server.env, "HOME": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}"}
+        self.env |= {"WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1", "OMP_NUM_THREADS": "1"}
+        config = yaml.safe_load((REPO / "sweep.yaml").read_text())
+        fixed = {"dataset": "shapes", "data_dir": str(data_dir), "model": "small"}
+        fixed |= {"image_size": 16, "batch_size": 16, "workers": 0, "mistakes": 4, "epochs": 2}
+        for key, value in {**fixed, **changed}.items():
+            config["parameters"][key] = {"value": value}
+        config["program"] = str(REPO / "train.py")
+        config["command"] = [*(command or config["command"])]
+        config["run_cap"] = 3
+        (folder / "sweep.yaml").write_text(yaml.safe_dump(config))
+        done = self.wandb("sweep", "sweep.yaml")
+        (self.stored,) = server.sweeps.values()
+        assert f"wandb agent {ENTITY}/tinysweep/{self.stored.name}" in done.stderr
+
+    def wandb(self, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [BIN / "wandb", *arguments],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+
+    def agent(self, *arguments: str) -> subprocess.Popen:
+        log = open(self.folder / f"agent{len(self.agents)}.txt", "w")
+        path = f"{ENTITY}/tinysweep/{self.stored.name}"
+        command = [BIN / "wandb", "agent", *arguments, path]
+        agent = subprocess.Popen(
+            command, cwd=self.folder, env=self.env, stdout=log, stderr=subprocess.STDOUT
+        )
+        self.agents.append(agent)
+        return agent
+
+    def text(self) -> str:
+        return "\n".join(p.read_text()[-3000:] for p in sorted(self.folder.glob("agent*.txt")))
+
+    def until(self, happened, seconds: float = 90) -> None:
+        deadline = time.monotonic() + seconds
+        while not happened():
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        for agent in self.agents:
+            agent.kill()
+            agent.wait()
+
+    def run(self, number: int):
+        name = f"{self.stored.name}-run{number}"
+        return self.server.runs.get(name)
+
+    def epochs(self, number: int) -> int:
+        run = self.run(number)
+        return sum("val/acc" in row for row in run.history) if run else 0
+
+
+@pytest.fixture
+def sweep(tmp_path, server, shapes_dir):
+    made = []
+
+    def make(**changed) -> Sweep:
+        made.append(Sweep(tmp_path, server, shapes_dir, **changed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+def folder_of(sweep: Sweep, name: str) -> Path:
+    return sweep.folder / "runs" / name
+
+
+def test_two_agents_and_a_command_without_args(sweep, server):
+    """Three runs by two agents: every key, picture, table and artifact arrives whole."""
+    made = sweep(command=["${env}", "${interpreter}", "${program}"])
+    agents = [made.agent(), made.agent()]
+    made.until(lambda: all(agent.poll() is not None for agent in agents), 150)
+    assert [agent.returncode for agent in agents] == [0, 0], made.text()
+    assert len(made.stored.agents) == 2
+    assert len(made.stored.runs) == len(server.runs) == 3
+    drawn = set()
+    for name in made.stored.runs:
+        run, folder = server.runs[name], folder_of(made, name)
+        assert (run.sweep, run.exit_code, run.project) == (made.stored.name, 0, "tinysweep")
+        for key, one in made.stored.arguments[name].items():
+            assert run.config[key] == one["value"], key  # what W&B shows
+        written = yaml.safe_load((folder / "config.yaml").read_text())  # is what ran
+        assert {key: run.config[key] for key in written} == written
+        for key, (low, high) in RANGES.items():
+            assert low <= run.config[key] <= high
+        drawn.add(run.config["max_lr"])
+        assert_whole(server, run, folder)
+    assert len(drawn) == 3
+
+
+def assert_whole(server: WandbServer, run, folder: Path) -> None:
+    """What the server has of a run is what the run has on disk."""
+    lines = [line.split(",") for line in history_lines(folder)]
+    told = [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
+    arrived = [row for row in run.history if "val/acc" in row]
+    assert [{key: row[key] for key in lines[0]} for row in arrived] == told
+    panels = [row["val/gradcam"] for row in run.history if "val/gradcam" in row]
+    assert len(panels) == len(told)
+    for picture in panels:
+        assert len(run.files[picture["path"]]) == picture["size"]
+    assert run.summary["best_val_acc"] == summary(folder)["best_val_acc"]
+    assert run.summary["state"] == "finished"
+    (table,) = (row["val/mistakes"] for row in run.history if "val/mistakes" in row)
+    kept = [a for a in server.artifacts.values() if a.run == run.name]
+    (model,) = (a for a in kept if a.type == "model")
+    (pictures,) = (a for a in kept if a.type == "run_table")
+    assert model.name == f"model-{run.name}"
+    assert set(model.aliases) == {"best", "latest"}
+    assert model.files["best.pt"] == (folder / "best.pt").read_bytes()
+    assert model.committed
+    assert pictures.committed
+    rows = json.loads(pictures.files["val/mistakes.table.json"])["data"]
+    assert len(rows) == table["nrows"] == 4
+    for row in rows:
+        for picture in row[:3]:
+            content = pictures.files[picture["path"]]
+            assert hashlib.sha256(content).hexdigest() == picture["sha256"]
+
+
+@pytest.fixture
+def slowly(tmp_path, monkeypatch):
+    """Every train.py that starts from here on rests in each step (`sitecustomize` is Python's)."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(
+        "import sys, time\n"
+        "class Rest:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'measures':\n"
+        f"            import learner; real = learner.Learner.train_step\n"
+        "            def step(self, batch):\n"
+        f"                time.sleep({SLOW_STEPS})\n"
+        "                return real(self, batch)\n"
+        "            learner.Learner.train_step = step\n"
+        "            sys.meta_path.remove(self)\n"
+        "if sys.argv[0].endswith('train.py'):\n"
+        "    sys.meta_path.insert(0, Rest())\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
+
+
+def test_stopped_by_hyperband_and_by_the_app(sweep, server, slowly):
+    made = sweep(epochs=40)
+    agent = made.agent("--count", "2")
+    for number in (0, 1):
+        made.until(lambda number=number: made.epochs(number) >= 1)
+        run = made.run(number)
+        if number == 0:
+            made.stored.to_stop.add(run.name)  # the agent sends SIGTERM at its next heartbeat
+        else:
+            run.stop_asked = True
+        made.until(lambda run=run: run.exit_code is not None, 30)
+        folder = folder_of(made, run.name)
+        assert run.exit_code == 0
+        assert summary(folder)["state"] == run.summary["state"] == "stopped"
+        rows = len(history_lines(folder)) - 1
+        assert rows == made.epochs(number) < 40
+        assert run.summary["best_val_acc"] == summary(folder)["best_val_acc"]
+    made.until(lambda: agent.poll() is not None, 30)
+    assert agent.returncode == 0
+
+
+def test_preempted_and_handed_out_again_with_the_same_id(sweep, server, slowly, start, tmp_path):
+    made = sweep(epochs=3)
+    agent = made.agent("-f", "--count", "2")  # the preempted run counts, too
+    made.until(lambda: made.epochs(0) >= 1)
+    agent.send_signal(signal.SIGUSR1)  # as a batch system before it takes the machine
+    made.until(lambda: made.run(0).exit_code == 143, 30)
+    made.until(lambda: made.run(0).exit_code == 0, 60)
+    assert made.stored.runs == [made.run(0).name]
+    folder = folder_of(made, made.run(0).name)
+    assert summary(folder)["state"] == "finished"
+    given = {key: one["value"] for key, one in made.stored.arguments[made.run(0).name].items()}
+    undisturbed = start(tmp_path / "undisturbed", **given)
+    assert undisturbed.wait() == 0, undisturbed.text
+    assert_same_bits(folder, undisturbed.folder)
+    made.until(lambda: agent.poll() is not None, 30)
+
+
+def launch(made: Sweep, *arguments: str) -> subprocess.Popen:
+    """`python sweep.py agents` for a sweep; it ends with the test, like its agents."""
+    log = open(made.folder / "agents.txt", "a")
+    path = f"{ENTITY}/tinysweep/{made.stored.name}"
+    launcher = subprocess.Popen(
+        [sys.executable, REPO / "sweep.py", "agents", path, *arguments],
+        cwd=made.folder,
+        env=made.env,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    made.agents.append(launcher)
+    return launcher
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of what works in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").resolve() == folder.resolve() and int(path.name) != os.getpid():
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue  # it has ended
+    return [line for line in found if line]
+
+
+def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
+    made = sweep(epochs=3)
+    made.stored.limit = 2
+    launcher = launch(made, "--workers", "2")
+    made.until(lambda: made.epochs(0) >= 1 and made.epochs(1) >= 1)
+    launcher.send_signal(signal.SIGTERM)
+    made.until(lambda: launcher.poll() is not None, 40)
+    assert launcher.returncode == -signal.SIGTERM
+    assert processes_in(made.folder) == []
+    assert [made.run(n).exit_code for n in (0, 1)] == [143, 143]
+    assert sorted(made.stored.waiting) == sorted(made.stored.runs)  # to be handed out again
+    again = launch(made, "--workers", "2")
+    made.until(lambda: again.poll() is not None)
+    assert again.returncode == 0, made.text()
+    assert [made.run(n).exit_code for n in (0, 1)] == [0, 0]
+    for number in (0, 1):
+        rows = [row["epoch"] for row in made.run(number).history if "val/acc" in row]
+        assert sorted(set(rows)) == [1, 2, 3]
+        assert len(history_lines(folder_of(made, made.run(number).name))) == 4
+
+
+def test_the_launcher_counts_a_killed_run_as_a_failure_and_stops(sweep, server, slowly):
+    made = sweep(epochs=40)
+    launcher = launch(made, "--max-failures", "2")
+    for number in (0, 1):
+        made.until(lambda number=number: made.epochs(number) >= 1)
+        (pid,) = (
+            int(path.name)
+            for path in Path("/proc").glob("[0-9]*")
+            if made.run(number).name in _environment(path) and "train.py" in _command(path)
+        )
+        os.kill(pid, signal.SIGKILL)
+    made.until(lambda: launcher.poll() is not None, 40)
+    assert launcher.returncode == 1
+    text = (made.folder / "agents.txt").read_text()
+    assert f"run {made.run(0).name} was killed" in text
+    assert "failure 2 of at most 2 in a row" in text
+    assert "last error:" in text
+    assert processes_in(made.folder) == []
+
+
+def _environment(path: Path) -> str:
+    try:
+        return (path / "environ").read_text()
+    except OSError:
+        return ""
+
+
+def _command(path: Path) -> str:
+    try:
+        return (path / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def test_slurm_and_mistakes_of_the_launcher():
+    printed = run("sweep.py", "agents", "me/tinysweep/abc", "--print-slurm", "--workers", "3")
+    assert printed.returncode == 0
+    for line in ("--array=0-2", "--signal=USR1@120", "--requeue", "agents me/tinysweep/abc"):
+        assert line in printed.stdout
+    checked = subprocess.run(["bash", "-n"], input=printed.stdout, text=True)
+    assert checked.returncode == 0
+    assert_mistake(run("sweep.py", "agents", "abc"), "ENTITY/PROJECT/ID")
+    assert_mistake(run("sweep.py", "agents", "a/b/c", "--workers", "0"), "--workers=0")
+    assert_mistake(run("sweep.py", "agent", "a/b/c"), "agents")
+
+
+ANNOUNCED = """
+import pathlib, tracking
+def announced(name):
+    real = getattr(tracking.Tracker, name)
+    def call(self, *arguments, **named):
+        (pathlib.Path(os.environ["HOME"]) / "here").touch()
+        import time; time.sleep(0.5)
+        return real(self, *arguments, **named)
+    setattr(tracking.Tracker, name, announced_once(call, real))
+def announced_once(call, real):
+    state = []
+    def either(self, *arguments, **named):
+        if state:
+            return real(self, *arguments, **named)
+        state.append(1)
+        return call(self, *arguments, **named)
+    return either
+announced("WHERE")
+"""
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "log_mistakes",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("log_picture", "finish", "log_model")),
+    ],
+)
+def test_an_outage_of_20_seconds_loses_nothing(start, server, tmp_path, where):
+    run = start(tmp_path, patch=ANNOUNCED.replace("WHERE", where), env=server.env, mistakes=4)
+    run.timeout_s = 120
+    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    server.go_away(20)
+    assert run.wait() == 0, run.text
+    stored = server.runs["run"]
+    assert stored.exit_code == 0
+    assert_whole(server, stored, run.folder)
+
+
+def test_a_wrong_key_is_said_and_the_run_is_kept_offline(start, server, tmp_path):
+    env = {**server.env, "WANDB_API_KEY": "1" * 40}
+    run = start(tmp_path, patch="import tracking; tracking.INIT_TIMEOUT_S = 4", env=env, epochs=1)
+    run.timeout_s = 90
+    assert run.wait() == 0, run.text
+    assert "W&B cannot be reached" in run.text
+    assert "wandb sync" in run.text
+    assert "1" * 40 not in run.text
+    assert summary(run.folder)["state"] == "finished"

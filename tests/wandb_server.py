@@ -1,0 +1,408 @@
+"""A stand-in for the W&B server: loopback only, in memory, for the real client.
+
+It knows the operations that the client uses for runs, sweeps and artifacts, and nothing else: what
+it does not know it answers with an error and keeps in `unknown`, for the test to fail. It stores
+what arrives as it arrived. Where it decides something, it is as simple as can be: a sweep's
+parameters are drawn at random, an agent gets a run whenever it has none.
+
+    with WandbServer() as server:
+        env = server.env          # WANDB_BASE_URL, WANDB_API_KEY
+        server.runs["abc"].history
+"""
+
+import base64
+import gzip
+import json
+import random
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import yaml
+
+ENTITY, KEY = "tester", "0" * 40
+
+
+@dataclass
+class StoredRun:
+    name: str
+    project: str
+    sweep: str | None = None
+    config: dict = field(default_factory=dict)
+    history: list[dict] = field(default_factory=list)
+    summary: dict = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    job_type: str | None = None
+    exit_code: int | None = None
+    preempting: bool = False
+    stop_asked: bool = False  # by the app's button
+    starts: int = 0
+
+
+@dataclass
+class StoredSweep:
+    name: str
+    config: dict
+    runs: list[str] = field(default_factory=list)  # in the order of their suggestion
+    arguments: dict[str, dict] = field(default_factory=dict)  # of each run
+    waiting: list[str] = field(default_factory=list)  # preempted, to be handed out again
+    to_stop: set[str] = field(default_factory=set)  # as hyperband would, by the agent
+    agents: list[str] = field(default_factory=list)
+    limit: int = 10**9  # runs in all
+
+
+@dataclass
+class StoredArtifact:
+    name: str
+    type: str
+    run: str
+    aliases: list[str] = field(default_factory=list)
+    metadata: dict = field(default_factory=dict)
+    manifest: dict = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
+
+
+class WandbServer:
+    def __init__(self, seed: int = 0):
+        self.runs: dict[str, StoredRun] = {}
+        self.sweeps: dict[str, StoredSweep] = {}
+        self.artifacts: dict[str, StoredArtifact] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.unknown: list[str] = []
+        self.seen: list[str] = []
+        self.down_until = 0.0
+        self.dice = random.Random(seed)
+        self.lock = threading.RLock()
+        self.http = _Http(("127.0.0.1", 0), _handler(self))
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.env = {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
+
+    def __enter__(self) -> "WandbServer":
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.shutdown()
+        self.http.server_close()
+
+    def go_away(self, seconds: float) -> None:
+        """An outage: every connection is closed without an answer."""
+        self.down_until = time.monotonic() + seconds
+
+    @property
+    def is_away(self) -> bool:
+        return time.monotonic() < self.down_until
+
+    # What the client asks for, by the name of the GraphQL operation.
+
+    def viewer(self, _: dict) -> dict:
+        return {
+            "viewer": {
+                "id": "user",
+                "entity": ENTITY,
+                "username": ENTITY,
+                "name": ENTITY,
+                "email": "tester@example.org",
+                "admin": False,
+                "flags": "{}",
+                "teams": {"edges": []},
+            }
+        }
+
+    def server_features_query(self, _: dict) -> dict:
+        return {"serverInfo": {"features": []}}
+
+    def organization_core_weave_organization_id(self, _: dict) -> dict:
+        return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
+
+    def get_default_entity(self, _: dict) -> dict:
+        return self.viewer({})
+
+    def upsert_bucket(self, asked: dict) -> dict:
+        name = asked["name"]
+        inserted = name not in self.runs
+        run = self.runs.setdefault(name, StoredRun(name, asked.get("project") or "uncategorized"))
+        run.starts += inserted
+        run.job_type = asked.get("jobType") or run.job_type
+        run.sweep = asked.get("sweep") or run.sweep
+        if asked.get("config"):
+            run.config.update({k: v.get("value") for k, v in json.loads(asked["config"]).items()})
+        if asked.get("summaryMetrics"):
+            run.summary.update(json.loads(asked["summaryMetrics"]))
+        if asked.get("state") == "preempting":
+            run.preempting = True
+        return {"upsertBucket": {"bucket": self._bucket(run), "inserted": inserted}}
+
+    def _bucket(self, run: StoredRun) -> dict:
+        entity = {"id": "entity", "name": ENTITY}
+        return {
+            "id": f"run-{run.name}",
+            "name": run.name,
+            "displayName": run.name,
+            "description": None,
+            "config": json.dumps({k: {"value": v} for k, v in run.config.items()}),
+            "sweepName": run.sweep,
+            "project": {"id": "project", "name": run.project, "entity": entity},
+            "historyLineCount": len(run.history),
+        }
+
+    def run_resume_status(self, asked: dict) -> dict:
+        run = self.runs.get(asked["name"])
+        if run is None:
+            return {"model": {"id": "project", "name": asked["project"], "bucket": None}}
+        lines = [json.dumps(row) for row in run.history[-1:]]
+        bucket = {
+            **self._bucket(run),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps(lines),
+            "summaryMetrics": json.dumps(run.summary),
+            "eventsTail": "[]",
+            "wandbConfig": json.dumps({"t": 1}),
+            "tags": [],
+        }
+        entity = {"id": "entity", "name": ENTITY}
+        model = {"id": "project", "name": run.project, "entity": entity, "bucket": bucket}
+        return {"model": model}
+
+    def create_run_files(self, asked: dict) -> dict:
+        files = [
+            {"name": name, "uploadUrl": f"{self.url}/store/run/{asked['run']}/{name}"}
+            for name in asked["files"]
+        ]
+        told = {"runID": f"run-{asked['run']}", "uploadHeaders": [], "files": files}
+        return {"createRunFiles": told}
+
+    def upsert_sweep(self, asked: dict) -> dict:
+        name = asked.get("id") or f"sweep{len(self.sweeps)}"
+        config = yaml.safe_load(asked["config"])
+        sweep = self.sweeps.setdefault(name, StoredSweep(name, config))
+        sweep.limit = config.get("run_cap", sweep.limit)
+        entity = {"id": "entity", "name": ENTITY}
+        project = {"id": "project", "name": asked.get("projectName"), "entity": entity}
+        told = {"id": name, "name": name, "config": asked["config"], "project": project}
+        return {"upsertSweep": {"sweep": told, "configValidationWarnings": []}}
+
+    def sweep_with_runs(self, asked: dict) -> dict:
+        sweep = self.sweeps.get(asked["sweep"])
+        if sweep is None:
+            return {"project": {"sweep": None}}
+        told = {
+            "id": sweep.name,
+            "name": sweep.name,
+            "displayName": sweep.name,
+            "method": sweep.config["method"],
+            "state": "RUNNING",
+            "description": None,
+            "config": yaml.safe_dump(sweep.config),
+            "createdAt": "2026-01-01T00:00:00",
+            "heartbeatAt": None,
+            "updatedAt": None,
+            "earlyStopJobRunning": False,
+            "controller": None,
+            "scheduler": None,
+            "runs": {"edges": []},
+        }
+        return {"project": {"sweep": told}}
+
+    def create_agent(self, asked: dict) -> dict:
+        sweep = self.sweeps[asked["sweep"]]
+        sweep.agents.append(f"{sweep.name}/agent{len(sweep.agents)}")
+        return {"createAgent": {"agent": {"id": sweep.agents[-1]}}}
+
+    def heartbeat(self, asked: dict) -> dict:
+        sweep = self.sweeps[asked["id"].split("/")[0]]
+        running = json.loads(asked["runState"])
+        commands = [{"type": "stop", "run_id": name} for name in running if name in sweep.to_stop]
+        if not running and not commands:
+            commands = self._next_run(sweep)
+        told = {"agent": {"id": asked["id"]}, "commands": json.dumps(commands)}
+        return {"agentHeartbeat": told}
+
+    def _next_run(self, sweep: StoredSweep) -> list[dict]:
+        if sweep.waiting:
+            name, kind = sweep.waiting.pop(0), "resume"
+        elif len(sweep.runs) < sweep.limit:
+            name, kind = f"{sweep.name}-run{len(sweep.runs)}", "run"
+            sweep.runs.append(name)
+            sweep.arguments[name] = {
+                key: {"value": self._draw(spec)} for key, spec in sweep.config["parameters"].items()
+            }
+        else:
+            return [{"type": "exit"}]
+        program = sweep.config["program"]
+        return [{"type": kind, "run_id": name, "args": sweep.arguments[name], "program": program}]
+
+    def _draw(self, spec: dict) -> Any:
+        if "value" in spec:
+            return spec["value"]
+        if "values" in spec:
+            return self.dice.choice(spec["values"])
+        if spec.get("distribution", "").startswith("log_uniform"):
+            return spec["min"] * (spec["max"] / spec["min"]) ** self.dice.random()
+        return self.dice.uniform(spec["min"], spec["max"])
+
+    def artifact_type(self, _: dict) -> dict:
+        return {"project": {"artifact": None}}
+
+    def create_artifact(self, asked: dict) -> dict:
+        number = f"artifact{len(self.artifacts)}"
+        aliases = [one["alias"] for one in asked.get("aliases") or []]
+        name = asked["artifactCollectionName"]
+        self.artifacts[number] = StoredArtifact(
+            name, asked["artifactTypeName"], asked.get("runName"), aliases
+        )
+        if asked.get("metadata"):
+            self.artifacts[number].metadata = json.loads(asked["metadata"])
+        told = {"id": number, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": told}}
+
+    def create_artifact_manifest(self, asked: dict) -> dict:
+        number = asked["artifactID"]
+        address = f"{self.url}/store/manifest/{number}"
+        file = {"id": "file", "name": asked["name"], "displayName": asked["name"]}
+        file |= {"uploadUrl": address, "uploadHeaders": []}
+        manifest = {"id": f"manifest-{number}", "file": file}
+        return {"createArtifactManifest": {"artifactManifest": manifest}}
+
+    def create_artifact_files(self, asked: dict) -> dict:
+        edges = []
+        for one in asked["artifactFiles"]:
+            address = f"{self.url}/store/artifact/{one['artifactID']}/{one['name']}"
+            node = {"id": one["name"], "name": one["name"], "displayName": one["name"]}
+            node |= {"uploadUrl": address, "uploadHeaders": [], "storagePath": one["name"]}
+            node |= {"uploadMultipartUrls": None, "artifact": {"id": one["artifactID"]}}
+            edges.append({"node": node})
+        return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+    def commit_artifact(self, asked: dict) -> dict:
+        artifact = self.artifacts[asked["artifactID"]]
+        artifact.committed = True
+        return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": ""}}}
+
+    def artifact_by_id(self, asked: dict) -> dict:
+        return {"artifact": {"id": asked["id"], "state": "COMMITTED"}}
+
+    def notify_scriptable_run_alert(self, _: dict) -> dict:
+        return {"notifyScriptableRunAlert": {"success": True}}
+
+    # What arrives by other ways than GraphQL.
+
+    def file_stream(self, name: str, sent: dict) -> dict:
+        run = self.runs[name]
+        for file, part in sent.get("files", {}).items():
+            lines = part.get("content", [])
+            if file == "wandb-history.jsonl":
+                run.history[part["offset"] :] = [json.loads(line) for line in lines]
+            elif file == "wandb-summary.json":
+                run.summary.update(json.loads(lines[-1]))
+        if sent.get("preempting"):
+            run.preempting = True
+        if sent.get("complete"):
+            run.exit_code = sent["exitcode"]
+            self._requeue(run)
+        return {"stopped": run.stop_asked, "exitcode": None, "limits": {}}
+
+    def _requeue(self, run: StoredRun) -> None:
+        for sweep in self.sweeps.values():
+            if run.name in sweep.runs and run.preempting and run.exit_code:
+                run.preempting = False
+                sweep.waiting.append(run.name)
+
+    def store(self, kind: str, owner: str, name: str, content: bytes) -> None:
+        if kind == "run":
+            self.runs[owner].files[name] = content
+        elif kind == "manifest":
+            self.artifacts[owner].manifest = json.loads(content)
+        else:
+            self.artifacts[owner].files[name] = content
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # clients come and go
+            super().handle_error(request, address)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name.replace("ID", "Id")).lower()
+
+
+def _handler(server: WandbServer) -> type:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                parts = []
+                while size := int(self.rfile.readline(), 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+                content = b"".join(parts)
+            else:
+                content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Content-Encoding") == "gzip":
+                content = gzip.decompress(content)
+            return content
+
+        def answer(self, told: dict, status: int = 200) -> None:
+            content = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def handle_one(self) -> None:
+            content = self.body()
+            if server.is_away:
+                self.close_connection = True
+                self.connection.close()
+                return
+            parts = unquote(urlparse(self.path).path).strip("/").split("/")
+            with server.lock:
+                if parts == ["graphql"]:
+                    self.graphql(json.loads(content))
+                elif parts[0] == "files" and parts[-1] == "file_stream":
+                    self.answer(server.file_stream(parts[-2], json.loads(content)))
+                elif parts[0] == "store":
+                    server.store(parts[1], parts[2], "/".join(parts[3:]), content)
+                    self.answer({})
+                elif parts[:2] == ["sdk", "otel"]:  # the client's own telemetry
+                    self.answer({})
+                else:
+                    server.unknown.append(f"{self.command} {self.path}")
+                    self.answer({"errors": [{"message": "unknown"}]}, 404)
+
+        def graphql(self, asked: dict) -> None:
+            key = self.headers.get("Authorization", "").removeprefix("Basic ")
+            if base64.b64decode(key).decode() != f"api:{KEY}":
+                self.answer({"errors": [{"message": "invalid API key"}]}, 401)
+                return
+            name = re.search(r"(?:query|mutation|subscription)\s+(\w+)", asked["query"])[1]
+            server.seen.append(name)
+            variables = asked.get("variables") or {}
+            try:
+                told = getattr(server, _snake(name))(variables.get("input", variables))
+            except (AttributeError, LookupError) as error:
+                query = " ".join(asked["query"].split())
+                server.unknown.append(f"{name} ({error!r}): {query} {variables}")
+                self.answer({"errors": [{"message": f"unknown operation {name}"}]}, 400)
+                return
+            self.answer({"data": told})
+
+        do_GET = do_POST = do_PUT = handle_one
+
+    return Handler
