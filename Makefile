@@ -20,8 +20,8 @@ demo: .venv/.installed ## no account, no network: a short tracked run on the bui
 	@WANDB_MODE=offline $(PY) train.py --dataset=shapes --image_size=32 --epochs=3 --batch_size=32 \
 	  --max_lr=0.05 --run_id=demo-$$(date +%Y%m%d-%H%M%S)
 	@echo
-	@echo "The run is in runs/demo-…: history.csv, summary.json, checkpoints, W&B's offline record."
-	@echo "What training saw: augmented.png. Look at the run: .venv/bin/wandb leet runs/demo-…/wandb"
+	@echo "The run is in runs/demo-…: figures/ (mistakes and where it looked, curves), history.csv,"
+	@echo "summary.json, checkpoints, W&B's offline record: .venv/bin/wandb leet runs/demo-…/wandb"
 	@echo "Next: $(PY) train.py --help, or the real data: $(PY) data.py fetch"
 
 test: .venv/.installed-dev ## all tests but the slow ones

@@ -147,3 +147,16 @@ def test_the_command(tmp_path):
         assert "Traceback" not in bad.stderr
     assert_mistake(run("sweep.py", "check", "nowhere.yaml"), "nowhere.yaml", "No such file")
     assert sweep_file.check(GOOD, REPO).warnings == []
+
+
+def test_each_agent_has_its_own_device_or_its_share_of_the_threads(monkeypatch):
+    import agents
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    pinned = {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}
+    assert [env for _, env in agents.places(None)] == [*pinned]
+    assert [env for _, env in agents.places(3)] == [*pinned, pinned[0]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(agents, "cores", lambda: 8)
+    assert [env for _, env in agents.places(3)] == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert [env for _, env in agents.places(None)] == [{"OMP_NUM_THREADS": "8"}]
