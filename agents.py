@@ -1,10 +1,11 @@
 """W&B agents on every device of a machine: `python sweep.py agents ENTITY/PROJECT/ID`.
 
 Each is a real `wandb agent -f` in a session of its own, pinned to one GPU or given its share of the
-CPU's threads. SIGTERM, SIGUSR1 and Ctrl-C preempt: each agent has SIGUSR1, which it forwards to its
-run (saved, handed out again by W&B), and a second later SIGTERM. A run counts as failed unless its
-summary says otherwise; so does one that was killed with -9, which the agent itself takes for a good
-one. An agent that ends by an error, as when the server was away at a bad moment, is started again.
+CPU's threads. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C preempt: each agent has SIGUSR1, which it
+forwards to its run (saved, handed out again by W&B), and a second later SIGTERM. A run counts as
+failed unless its summary says otherwise; so does one that was killed with -9, which the agent
+itself takes for a good one. An agent that ends by an error, as when the server was away at a bad
+moment, is started again. (A launcher that is itself killed with -9 leaves its agents at work.)
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -31,21 +33,31 @@ TERM_AFTER_S = 1.0  # between SIGUSR1 and SIGTERM
 KILL_AFTER_S = 60.0  # a run's ending and its last uploads
 RESTART_AFTER_S = 5.0
 GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
-REMEMBERED = 40  # last lines of each agent
+
+
+@dataclass
+class EndedRun:
+    run_id: str
+    output_dir: str | None  # where the command says so
+    error: str  # the last line of its output that tells of one
 
 
 class Agent:
-    """One slot: an agent, started again when it fails, and the lines that it prints."""
+    """One slot: an agent, started again when it fails, and what it prints."""
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str]):
-        self.name, self.command, self.env = name, command, env
-        self.lines: deque[str] = deque(maxlen=REMEMBERED)
-        self.finished: deque[str] = deque()  # ids of runs that nobody has looked at yet
-        self.start()
+    def __init__(self, name: str, command: list[str], count: int | None, env: dict[str, str]):
+        self.name, self.command, self.count, self.env = name, command, count, env
+        self.ended: deque[EndedRun] = deque()  # that nobody has looked at yet
+        self.runs = 0  # that have ended
+        self.exits = 0  # errors in a row
+        self.process: subprocess.Popen | None = None
+        self.restart_at: float | None = None
 
     def start(self) -> None:
+        limit = ["--count", str(self.count - self.runs)] if self.count else []
+        self.restart_at = None
         self.process = subprocess.Popen(
-            self.command,
+            [*self.command[:-1], *limit, self.command[-1]],
             env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -58,53 +70,80 @@ class Agent:
         self.reader.start()
 
     def _read(self, process: subprocess.Popen) -> None:
+        output_dir, error = None, "it printed none"
         for line in process.stdout:
-            print(f"[{self.name}] {line}", end="", flush=True)
-            self.lines.append(line.rstrip())
+            with contextlib.suppress(OSError):  # nobody reads us; the agent must not block
+                print(f"[{self.name}] {line}", end="", flush=True)
+            if "About to run command: " in line:
+                given = re.findall(r"--output_dir=(\S+)", line)
+                output_dir, error = (given[-1] if given else None), "it printed none"
+            elif re.search(r"error", line, re.IGNORECASE):
+                error = line.strip()
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
             if ended:
-                self.finished.append(ended[1])
+                self.runs += 1
+                self.ended.append(EndedRun(ended[1], output_dir, error))
+        self.last_error = error
+
+    @property
+    def works(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def send(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        """To the agent; where it has died, to the run that it left behind."""
+        if self.process is None:
+            return
+        for pid in [self.process.pid] if self.works else orphans(self.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
-    def last_error(self) -> str:
-        errors = [line for line in self.lines if "error" in line.lower()]
-        return (errors or list(self.lines) or ["nothing was printed"])[-1]
-
-    def clear(self) -> None:
-        """End what the agent left behind in its session."""
+    def wait(self, deadline: float) -> None:
+        """Until the agent and its runs have ended; what is there at the deadline is killed."""
+        if self.process is None:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(max(deadline - time.monotonic(), 0))
+        while orphans(self.process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
         for pid in in_session(self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.reader.join(timeout=2)
+        self.process = None  # its number may be another's from here on
 
 
-def in_session(leader: int) -> list[int]:
-    """The processes of a session, from /proc; nowhere else is there a list."""
-    found = []
+def in_session(leader: int) -> dict[int, int]:
+    """The processes of a session and their groups, from /proc; nowhere else is there a list."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(int(path.parent.name))
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            state, _, group, session, *_ = path.read_bytes().rpartition(b")")[2].split()
+            if int(session) == leader and state != b"Z":
+                found[int(path.parent.name)] = int(group)
     return found
+
+
+def orphans(leader: int) -> list[int]:
+    """Runs of an agent, each the head of a group of its own."""
+    return [pid for pid, group in in_session(leader).items() if pid == group != leader]
 
 
 class Launcher:
     def __init__(self, agents: list[Agent], sweep_id: str, max_failures: int):
         self.agents, self.sweep_id, self.max_failures = agents, sweep_id, max_failures
-        self.failures = 0  # in a row, over all agents
+        self.failures = 0  # runs in a row, over all agents
         self.request: str | None = None
-        self.restart_at: dict[Agent, float] = {}
 
     def listen(self) -> None:
         for number, request in (
             (signal.SIGTERM, "preempt"),
             (signal.SIGUSR1, "preempt"),
+            (signal.SIGHUP, "preempt"),
             (signal.SIGINT, "interrupt"),
         ):
-            signal.signal(number, lambda *_, request=request: self.ask(request))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup and `&`
+                signal.signal(number, lambda *_, request=request: self.ask(request))
 
     def ask(self, request: str) -> None:
         self.request = self.request or request
@@ -112,49 +151,59 @@ class Launcher:
     def run(self) -> int:
         """Until every agent has ended by itself (0), a request, or too many failures (1)."""
         try:
+            for agent in self.agents:
+                agent.start()
             while self.request is None and self.failures < self.max_failures:
                 if not self.look():
-                    return 0
+                    break
                 time.sleep(0.1)
         finally:
             self.end()
         if self.request:
             die_of(self.request)
-        print(f"{self.failures} failures in a row: no more runs are started", file=sys.stderr)
-        return 1
+        if self.failures >= self.max_failures:
+            print(f"{self.failures} failures in a row: no more runs are started", file=sys.stderr)
+        given_up = [agent for agent in self.agents if agent.exits >= self.max_failures]
+        return int(bool(given_up) or self.failures >= self.max_failures)
 
     def look(self) -> bool:
         """Judge what has ended; whether there is anything left to wait for."""
-        now = time.monotonic()
         for agent in self.agents:
-            while agent.finished:
-                self.judge(agent, agent.finished.popleft())
-            status = agent.process.poll()
-            if status and agent not in self.restart_at:
-                agent.reader.join()
-                self.fail(agent, f"the agent ended with status {status}")
-                self.restart_at[agent] = now + RESTART_AFTER_S
-            elif agent in self.restart_at and now > self.restart_at[agent]:
-                del self.restart_at[agent]
-                agent.clear()
+            works = agent.works  # asked first: what it says after that is there below
+            if not works and agent.process is not None:
+                agent.reader.join(timeout=2)
+            while agent.ended:
+                self.judge(agent, agent.ended.popleft())
+            if not works and agent.process is not None:
+                self.after(agent, agent.process.returncode)
+            elif agent.restart_at is not None and time.monotonic() > agent.restart_at:
                 agent.start()
-        return any(
-            agent.process.poll() is None or agent in self.restart_at or agent.finished
-            for agent in self.agents
-        )
+        return any(a.process is not None or a.restart_at is not None for a in self.agents)
 
-    def judge(self, agent: Agent, run_id: str) -> None:
-        state = state_of(run_id, self.sweep_id)
+    def after(self, agent: Agent, status: int) -> None:
+        """An agent has ended: its runs end, too, and by an error it is started again."""
+        agent.send(signal.SIGUSR1)
+        agent.wait(time.monotonic() + KILL_AFTER_S)
+        if status == 0 or (agent.count and agent.runs >= agent.count):
+            return
+        agent.exits += 1
+        self.say(agent, agent.exits, f"the agent ended with status {status}", agent.last_error)
+        if agent.exits < self.max_failures:
+            agent.restart_at = time.monotonic() + RESTART_AFTER_S
+
+    def judge(self, agent: Agent, ended: EndedRun) -> None:
+        state = state_of(ended, self.sweep_id)
         if state in GOOD_ENDS:
-            self.failures = 0
-        else:
-            self.fail(agent, f"run {run_id} {'failed' if state else 'was killed'}")
-
-    def fail(self, agent: Agent, what: str) -> None:
+            self.failures = agent.exits = 0
+            return
         self.failures += 1
+        what = "failed" if state else "left no summary: killed, or ended before it began"
+        self.say(agent, self.failures, f"run {ended.run_id} {what}", ended.error)
+
+    def say(self, agent: Agent, number: int, what: str, error: str) -> None:
         print(
-            f"failure {self.failures} of at most {self.max_failures} in a row, {agent.name}: "
-            f"{what}; last error: {agent.last_error()}",
+            f"failure {number} of at most {self.max_failures} in a row, {agent.name}: {what}; "
+            f"last error: {error}",
             file=sys.stderr,
             flush=True,
         )
@@ -164,32 +213,34 @@ class Launcher:
             agent.send(signal.SIGUSR1)
         time.sleep(TERM_AFTER_S)
         for agent in self.agents:
+            # Once more: a run that was begun in between would take SIGTERM alone for a stop.
+            agent.send(signal.SIGUSR1)
             agent.send(signal.SIGTERM)
         deadline = time.monotonic() + KILL_AFTER_S
         for agent in self.agents:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                agent.process.wait(max(deadline - time.monotonic(), 0))
-            agent.clear()
+            agent.wait(deadline)
 
 
-def state_of(run_id: str, sweep_id: str) -> str | None:
+def state_of(ended: EndedRun, sweep_id: str) -> str | None:
     """How the run ended, by its summary.json; None where it could not even write one."""
+    output_dir = ended.output_dir
     folder = Path(os.environ.get("WANDB_DIR", "."))
-    output_dir = Config().output_dir
-    given = folder / "wandb" / f"sweep-{sweep_id}" / f"config-{run_id}.yaml"
-    if given.is_file():
+    given = folder / "wandb" / f"sweep-{sweep_id}" / f"config-{ended.run_id}.yaml"
+    if output_dir is None and given.is_file():
         parameters = yaml.safe_load(given.read_text()) or {}
-        output_dir = parameters.get("output_dir", {}).get("value", output_dir)
+        output_dir = parameters.get("output_dir", {}).get("value")
+    summary = Path(output_dir or Config().output_dir) / ended.run_id / "summary.json"
     try:
-        return json.loads((Path(output_dir) / run_id / "summary.json").read_text())["state"]
-    except FileNotFoundError:
+        return json.loads(summary.read_text())["state"]
+    except OSError:
         return None
 
 
 def gpus() -> list[str]:
     """The devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [one for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if one]
+        named = [one.strip() for one in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        return [one for one in named if one and not one.startswith("-")]  # -1: none
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
@@ -215,7 +266,7 @@ def slurm(sweep: str, options) -> str:
 # One agent a task of the array; submit with `sbatch`. Every task works on the same sweep.
 #SBATCH --job-name=tinysweep
 #SBATCH --array=0-{(options.workers or 4) - 1}
-#SBATCH --gpus=1
+#SBATCH --gpus=1                # without GPUs remove this line
 #SBATCH --cpus-per-task=4
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120
@@ -225,7 +276,8 @@ def slurm(sweep: str, options) -> str:
 cd "$SLURM_SUBMIT_DIR" || exit 2
 # 120 s before the time is up the runs are preempted: W&B hands them out again with the same id, and
 # they go on from runs/, which must be a folder that all nodes share.
-srun "{sys.executable}" sweep.py agents {sweep} --workers 1{given}
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+  "{sys.executable}" sweep.py agents {sweep} --workers 1{given}
 status=$?
 if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"; fi
 exit "$status"
@@ -243,8 +295,10 @@ def main(options) -> int:
         print(slurm(options.sweep, options), end="")
         return 0
     here = Path(sys.executable).parent
-    command = [str(here / "wandb"), "agent", "-f"]
-    command += ["--count", str(options.count)] if options.count else []
+    wandb = shutil.which("wandb", path=here) or shutil.which("wandb")
+    if not wandb:
+        raise Mistake("there is no `wandb` command: `pip install -r requirements.txt`")
+    command = [wandb, "agent", "-f", options.sweep]
     # The agent starts `python` from the PATH, and gives up by rules of its own.
     common = {
         "PATH": f"{here}{os.pathsep}{os.environ['PATH']}",
@@ -252,10 +306,10 @@ def main(options) -> int:
         "WANDB_AGENT_MAX_INITIAL_FAILURES": "1000000",
         "PYTHONUNBUFFERED": "1",
     }
-    started = [
-        Agent(name, [*command, options.sweep], {**os.environ, **common, **env})
+    slots = [
+        Agent(name, command, options.count, {**os.environ, **common, **env})
         for name, env in places(options.workers)
     ]
-    launcher = Launcher(started, options.sweep.rpartition("/")[2], options.max_failures)
+    launcher = Launcher(slots, options.sweep.rpartition("/")[2], options.max_failures)
     launcher.listen()
     return launcher.run()

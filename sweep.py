@@ -67,7 +67,10 @@ def _parser() -> cli.Parser:
     many = commands.add_parser("agents", help=text, description=text)
     many.add_argument("sweep", metavar="ENTITY/PROJECT/ID")
     many.add_argument(
-        "--workers", type=int, metavar="N", help="agents (default: one a GPU; without GPUs 1)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="agents (default: one a GPU; without GPUs 1); for --print-slurm: tasks (4)",
     )
     many.add_argument("--count", type=int, metavar="N", help="runs in all of each agent")
     many.add_argument(

@@ -25,26 +25,26 @@ MACROS = (
     "env", "interpreter", "program", "args", "args_no_equals", "args_no_hyphens",
     "args_no_boolean_flags", "args_json", "args_json_file",
 )  # fmt: skip
-# Distribution -> the keys that it needs; each may have more of its own.
+# Distribution -> its keys, all of which we want to see; W&B would put 1 for a missing q or sigma.
 DISTRIBUTIONS = {
     "constant": ("value",),
     "categorical": ("values",),
     "categorical_w_probabilities": ("values", "probabilities"),
     "int_uniform": ("min", "max"),
     "uniform": ("min", "max"),
-    "q_uniform": ("min", "max"),
+    "q_uniform": ("min", "max", "q"),
     "log_uniform": ("min", "max"),
     "log_uniform_values": ("min", "max"),
-    "q_log_uniform": ("min", "max"),
-    "q_log_uniform_values": ("min", "max"),
+    "q_log_uniform": ("min", "max", "q"),
+    "q_log_uniform_values": ("min", "max", "q"),
     "inv_log_uniform": ("min", "max"),
     "inv_log_uniform_values": ("min", "max"),
-    "normal": (),
-    "q_normal": (),
-    "log_normal": (),
-    "q_log_normal": (),
-    "beta": (),
-    "q_beta": (),
+    "normal": ("mu", "sigma"),
+    "q_normal": ("mu", "sigma", "q"),
+    "log_normal": ("mu", "sigma"),
+    "q_log_normal": ("mu", "sigma", "q"),
+    "beta": ("a", "b"),
+    "q_beta": ("a", "b", "q"),
 }
 NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
 SPEC_KEYS = ("value", "values", "probabilities", "distribution", *NUMBERS)
@@ -63,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
         sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Mistake(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         raise Mistake(f"{path}{f', line {mark.line + 1}' if mark else ''}: no YAML") from error
     if not isinstance(sweep, dict):
@@ -96,8 +96,10 @@ def _check_program(sweep: dict[str, Any], folder: Path, found: Findings) -> None
     program = sweep.get("program")
     if not isinstance(program, str):
         found.errors.append("program is missing: the script that a run starts, as train.py")
-    elif not (folder / program).is_file() and not Path(program).is_file():
-        found.errors.append(f"program={program}: there is no such file in {folder or '.'}")
+    elif not _is_file(Path(program)):
+        found.errors.append(f"program={program[:80]}: there is no such file here")
+        if _is_file(folder / program):
+            found.errors[-1] += f"; the agent looks from where it is started, so go to {folder}"
 
 
 def _check_metric(sweep: dict[str, Any], found: Findings) -> None:
@@ -110,8 +112,10 @@ def _check_metric(sweep: dict[str, Any], found: Findings) -> None:
         found.errors.append("metric needs `name: val/acc` and `goal: maximize`")
         return
     for key in metric:
-        if key not in ("name", "goal", "impute", "target"):
+        if key not in ("name", "goal", "impute", "impute_while_running", "target"):
             found.errors.append(f"metric: unknown key {key!r}")
+        elif key.startswith("impute") and metric[key] not in ("latest", "best", "worst"):
+            found.errors.append(f"metric {key}={metric[key]!r} must be latest, best or worst")
     name, known = metric["name"], (*METRICS, *SUMMARY)
     if name not in known:
         found.errors.append(f"metric {name!r} is logged by no run{did_you_mean(str(name), known)}")
@@ -120,7 +124,7 @@ def _check_metric(sweep: dict[str, Any], found: Findings) -> None:
     goal = metric.get("goal", "minimize")
     if goal not in ("minimize", "maximize"):
         found.errors.append(f"metric goal={goal!r} must be minimize or maximize")
-    elif name in known and (goal == "minimize") != ("loss" in name or "time" in name):
+    elif name.startswith(("train/", "val/")) and (goal == "minimize") != name.endswith("/loss"):
         found.warnings.append(f"metric {name} with goal {goal}: the worst run will win")
     if sweep.get("method") == "bayes" and "impute" not in metric:
         found.warnings.append(
@@ -171,8 +175,11 @@ def _problem_of(name: str, spec: dict[str, Any], method: str | None) -> str | No
             )
             return f"{key}={value!r} must be a number{hint}"
     kind = distribution(spec)
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         return f"unknown distribution {kind!r}{did_you_mean(str(kind), DISTRIBUTIONS)}"
+    extra = [key for key in spec if key not in (*DISTRIBUTIONS[kind], "distribution")]
+    if extra:
+        return f"{kind} has no {extra[0]}; W&B refuses the two together"
     missing = [key for key in DISTRIBUTIONS[kind] if key not in spec]
     if missing:
         return f"{kind} needs {' and '.join(missing)}"
@@ -208,8 +215,13 @@ def _problem_of_bounds(name: str, spec: dict[str, Any], kind: str) -> str | None
     if kind == "int_uniform" and FIELDS[name].type is float:
         low, high = float(spec["min"]), float(spec["max"])
         return f"whole bounds mean whole numbers only; write min: {low}, max: {high}"
+    for key in ("q", "sigma", "a", "b"):
+        if spec.get(key, 1) <= 0:
+            return f"{key}={spec[key]} must be above 0"
+    if "q" in spec and FIELDS[name].type is int and not _is_whole(spec["q"]):
+        return f"q={spec['q']} gives fractions, and this must be a whole number"
     if "min" not in spec:
-        return None
+        return None  # no bounds: a run whose draw is out of range says so itself
     low, high = spec["min"], spec["max"]
     if low >= high:
         return f"min={low} must be below max={high}"
@@ -221,6 +233,8 @@ def _problem_of_bounds(name: str, spec: dict[str, Any], kind: str) -> str | None
         return f"min={low} must be above 0 for {kind}"
     if FIELDS[name].type is int and not kind.startswith(("int", "q_")):
         return f"{kind} gives fractions, and this must be a whole number; use int_uniform"
+    if "q" in spec:  # the draws are rounded to its multiples, the ends too
+        low, high = (round(end / spec["q"]) * spec["q"] for end in (low, high))
     return _refused(name, low) or _refused(name, high)
 
 
@@ -248,20 +262,22 @@ def _check_command(command: Any, found: Findings) -> None:
 
 
 def _check_hyperband(sweep: dict[str, Any], found: Findings) -> None:
-    rule = sweep["early_terminate"]
+    rule, before = sweep["early_terminate"], len(found.errors)
     if not isinstance(rule, dict) or rule.get("type") != "hyperband":
         found.errors.append("early_terminate needs `type: hyperband`")
         return
     for key, value in rule.items():
         if key not in HYPERBAND:
-            found.errors.append(f"early_terminate: unknown {key!r}{did_you_mean(key, HYPERBAND)}")
+            found.errors.append(
+                f"early_terminate: unknown {str(key)!r}{did_you_mean(str(key), HYPERBAND)}"
+            )
         elif key in ("min_iter", "max_iter", "s") and (not _is_whole(value) or value < 1):
             found.errors.append(f"early_terminate: {key}={value!r} must be 1 or more, and whole")
-        elif key == "eta" and (not _is_number(value) or value <= 1):
-            found.errors.append(f"early_terminate: eta={value!r} must be above 1")
+        elif key == "eta" and (not _is_number(value) or value < 1.1):
+            found.errors.append(f"early_terminate: eta={value!r} must be above 1, as 3")
         elif key == "strict" and not isinstance(value, bool):
             found.errors.append(f"early_terminate: strict={value!r} must be true or false")
-    if found.errors:
+    if len(found.errors) > before:
         return
     if "min_iter" not in rule and not {"max_iter", "s"} <= set(rule):
         found.errors.append("early_terminate needs min_iter, or max_iter and s")
@@ -281,13 +297,13 @@ def bands(rule: dict[str, Any], epochs: int | None = None) -> list[int]:
     """
     eta = rule.get("eta", 3)
     if "min_iter" in rule:
-        found, band = [], rule["min_iter"]
-        while (not found and epochs is None) or (epochs is not None and band <= epochs):
-            found.append(int(band))
-            band *= eta
-        return found
-    steps = range(rule["s"], 0, -1)
-    found = sorted({max(int(rule["max_iter"] / eta**step), 1) for step in steps})
+        first = rule["min_iter"]
+        steps = range(int(math.log(max((epochs or first) / first, 1), eta) + 1e-9) + 1)
+        found = sorted({int(first * eta**step) for step in steps})
+    else:
+        deepest = min(rule["s"], int(math.log(rule["max_iter"], eta)) + 1)
+        steps = range(deepest, 0, -1)
+        found = sorted({max(int(rule["max_iter"] / eta**step), 1) for step in steps})
     return found if epochs is None else [band for band in found if band <= epochs]
 
 
@@ -296,11 +312,26 @@ def most_epochs(sweep: dict[str, Any]) -> int:
     spec = sweep.get("parameters", {}).get("epochs", {})
     given = [spec.get("value"), spec.get("max"), *(spec.get("values") or [])]
     numbers = [value for value in given if _is_number(value)]
+    if not numbers and isinstance(sweep.get("command"), list):
+        words = " ".join(map(str, sweep["command"]))
+        numbers = [int(number) for number in re.findall(r"--epochs=(\d+)", words)]
     return int(max(numbers)) if numbers else Config().epochs
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _is_whole(value: Any) -> bool:

@@ -9,6 +9,12 @@ import sweep_file
 from conftest import REPO, assert_mistake, run
 from sweep_file import bands, check, distribution, most_epochs
 
+
+@pytest.fixture(autouse=True)
+def at_home(monkeypatch):
+    monkeypatch.chdir(REPO)  # as users call it
+
+
 GOOD = yaml.safe_load((REPO / "sweep.yaml").read_text())
 NOWHERE = object()
 
@@ -66,6 +72,22 @@ ERRORS = [  # where, what, words of the answer
     ("parameters|batch_size", {"min": 32, "max": 64}, None),
     ("parameters|max_lr", {"parameters": {"a": {"value": 1}}}, "nested"),
     ("parameters|max_lr", {"distribution": "log_normal", "mu": -3.0, "sigma": 1.0}, None),
+    ("parameters|max_lr", {"distribution": ["uniform"]}, "unknown distribution"),
+    ("parameters|max_lr", {"distribution": "normal", "min": 1}, "normal has no min"),
+    ("parameters|max_lr", {"value": 0.1, "min": 0.1, "max": 0.2}, "constant has no min"),
+    ("parameters|max_lr", {"min": 10**400, "max": 0.2}, "must be a number"),
+    (
+        "parameters|max_lr",
+        {"distribution": "q_uniform", "min": 0.1, "max": 1.0, "q": 1},
+        "max_lr=0",
+    ),
+    ("parameters|max_lr", {"distribution": "q_uniform", "min": 0.1, "max": 1.0}, "needs q"),
+    ("parameters|batch_size", {"distribution": "q_uniform", "min": 8, "max": 9, "q": 0.5}, "whole"),
+    ("parameters|max_lr", {"distribution": "log_normal", "mu": 0.1, "sigma": -1}, "sigma=-1"),
+    ("metric|impute", "lowest", "latest, best or worst"),
+    ("early_terminate|3", 4, "unknown '3'"),
+    ("early_terminate", {"type": "hyperband", "max_iter": 27, "s": 10**9}, None),
+    ("program", "x" * 5000, "no such file"),
     ("run_cap", 0, "run_cap=0"),
     ("run_cap", 2.5, "run_cap=2.5"),
     ("command", "python train.py", "must be a list"),
@@ -128,18 +150,17 @@ def test_what_w_and_b_takes_a_parameter_for():
     assert distribution({"values": [1], "probabilities": [1]}) == "categorical_w_probabilities"
     assert most_epochs({"parameters": {"epochs": {"values": [3, 7]}}}) == 7
     assert most_epochs({}) == 50
+    assert most_epochs({"command": ["python", "--epochs=3", "${args}"]}) == 3
 
 
 def test_the_command(tmp_path):
-    good = run("sweep.py", "check", REPO / "sweep.yaml")
+    good = run("sweep.py", "check", REPO / "sweep.yaml", cwd=REPO)
     assert good.returncode == 0
     assert "after 3, 9 of 20 epochs" in good.stdout
     assert good.stderr == ""
-    for text, words in (
-        ("a: [", "line 1: no YAML"),
-        ("- a", "`key: value`"),
-        ("a: 1", "unknown key"),
-    ):
+    cases = [("a: [", "line 1: no YAML"), ("- a", "`key: value`"), ("a: 1", "unknown key")]
+    cases += [("a: 2001-13-45", "no YAML"), ("[" * 3000, "no YAML")]
+    for text, words in cases:
         (tmp_path / "s.yaml").write_text(text)
         bad = run("sweep.py", "check", tmp_path / "s.yaml")
         assert bad.returncode == 2
@@ -156,7 +177,7 @@ def test_each_agent_has_its_own_device_or_its_share_of_the_threads(monkeypatch):
     pinned = {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}
     assert [env for _, env in agents.places(None)] == [*pinned]
     assert [env for _, env in agents.places(3)] == [*pinned, pinned[0]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     monkeypatch.setattr(agents, "cores", lambda: 8)
     assert [env for _, env in agents.places(3)] == [{"OMP_NUM_THREADS": "2"}] * 3
     assert [env for _, env in agents.places(None)] == [{"OMP_NUM_THREADS": "8"}]

@@ -1,5 +1,6 @@
 """`wandb sweep` and `wandb agent`, the real ones, with train.py, against a stand-in server."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -193,7 +194,8 @@ def test_stopped_by_hyperband_and_by_the_app(sweep, server, slowly):
             made.stored.to_stop.add(run.name)  # the agent sends SIGTERM at its next heartbeat
         else:
             run.stop_asked = True
-        made.until(lambda run=run: run.exit_code is not None, 30)
+        # 5 s to the agent's heartbeat, or 15 to the client's look at the button; then 10 s.
+        made.until(lambda run=run: run.exit_code is not None, (15, 25)[number])
         folder = folder_of(made, run.name)
         assert run.exit_code == 0
         assert summary(folder)["state"] == run.summary["state"] == "stopped"
@@ -236,16 +238,20 @@ def launch(made: Sweep, *arguments: str) -> subprocess.Popen:
     return launcher
 
 
-def processes_in(folder: Path) -> list[str]:
-    """Command lines of what works in a folder."""
-    found = []
+def processes_in(folder: Path) -> dict[int, str]:
+    """What works in a folder: command lines, by their numbers."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if (path / "cwd").resolve() == folder.resolve() and int(path.name) != os.getpid():
-                found.append((path / "cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue  # it has ended
-    return [line for line in found if line]
+        with contextlib.suppress(OSError):  # it has ended
+            if (path / "cwd").resolve() == folder.resolve():
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+    return {pid: line for pid, line in found.items() if line}
+
+
+def training_in(folder: Path) -> int:
+    """The one process of train.py that works in a folder."""
+    (pid,) = (pid for pid, line in processes_in(folder).items() if "train.py" in line)
+    return pid
 
 
 def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
@@ -256,7 +262,7 @@ def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
     launcher.send_signal(signal.SIGTERM)
     made.until(lambda: launcher.poll() is not None, 40)
     assert launcher.returncode == -signal.SIGTERM
-    assert processes_in(made.folder) == []
+    assert processes_in(made.folder) == {}
     assert [made.run(n).exit_code for n in (0, 1)] == [143, 143]
     assert sorted(made.stored.waiting) == sorted(made.stored.runs)  # to be handed out again
     again = launch(made, "--workers", "2")
@@ -269,38 +275,38 @@ def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
         assert len(history_lines(folder_of(made, made.run(number).name))) == 4
 
 
+@pytest.mark.slow
+def test_an_agent_that_is_killed_is_started_again_and_its_run_preempted(sweep, server, slowly):
+    made = sweep(epochs=3)
+    made.stored.limit = 1
+    launcher = launch(made)
+    made.until(lambda: made.epochs(0) >= 1)
+    train = training_in(made.folder)
+    agent = int(Path(f"/proc/{train}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(agent, signal.SIGKILL)
+    made.until(lambda: made.run(0).exit_code == 143, 30)
+    made.until(lambda: launcher.poll() is not None)
+    assert launcher.returncode == 0
+    assert made.run(0).exit_code == 0
+    text = (made.folder / "agents.txt").read_text()
+    assert "failure 1 of at most 5 in a row, 0: the agent ended with status -9" in text
+    assert len(history_lines(folder_of(made, made.run(0).name))) == 4
+    assert processes_in(made.folder) == {}
+
+
 def test_the_launcher_counts_a_killed_run_as_a_failure_and_stops(sweep, server, slowly):
     made = sweep(epochs=40)
     launcher = launch(made, "--max-failures", "2")
     for number in (0, 1):
         made.until(lambda number=number: made.epochs(number) >= 1)
-        (pid,) = (
-            int(path.name)
-            for path in Path("/proc").glob("[0-9]*")
-            if made.run(number).name in _environment(path) and "train.py" in _command(path)
-        )
-        os.kill(pid, signal.SIGKILL)
+        os.kill(training_in(made.folder), signal.SIGKILL)
     made.until(lambda: launcher.poll() is not None, 40)
     assert launcher.returncode == 1
     text = (made.folder / "agents.txt").read_text()
-    assert f"run {made.run(0).name} was killed" in text
+    assert f"run {made.run(0).name} left no summary: killed" in text
     assert "failure 2 of at most 2 in a row" in text
     assert "last error:" in text
-    assert processes_in(made.folder) == []
-
-
-def _environment(path: Path) -> str:
-    try:
-        return (path / "environ").read_text()
-    except OSError:
-        return ""
-
-
-def _command(path: Path) -> str:
-    try:
-        return (path / "cmdline").read_text()
-    except OSError:
-        return ""
+    assert processes_in(made.folder) == {}
 
 
 def test_slurm_and_mistakes_of_the_launcher():
