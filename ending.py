@@ -39,9 +39,9 @@ class Ending:
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGUSR1, lambda *_: self.ask("preempt"))
+        signal.signal(signal.SIGUSR1, lambda *_: self._on_signal("preempt"))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup and `&`
-            signal.signal(signal.SIGINT, lambda *_: self.ask("interrupt"))
+            signal.signal(signal.SIGINT, lambda *_: self._on_signal("interrupt"))
 
     def ask(self, request: str) -> None:
         """The first request stays; also called by W&B's thread."""
@@ -60,7 +60,12 @@ class Ending:
             time.sleep(0.05)
         return self.request
 
+    def _on_signal(self, request: str) -> None:
+        _forget_workers()
+        self.ask(request)
+
     def _on_term(self, *_) -> None:
+        _forget_workers()
         if "WANDB_SWEEP_PARAM_PATH" not in os.environ:
             self.ask("preempt")
         elif self._term_at is None:
@@ -104,8 +109,10 @@ def workers_may_end(ending: Ending) -> Iterator[None]:
 
 
 def _forget_workers() -> None:
-    """Take away torch's handler, which raises for each worker that ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    """Take away torch's handler, which raises, wherever we are, for each worker that ends. (Not by
+    SIG_DFL: Python would print about a signal that is waiting already.)
+    """
+    signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def as_failure(error: Exception, run: Path) -> Exception:
