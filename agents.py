@@ -28,6 +28,8 @@ from cli import Mistake
 from config import Config
 from ending import die_of
 from pool import cores
+from processes import in_session, kill_session
+from sweep_file import of_command
 
 TERM_AFTER_S = 1.0  # between SIGUSR1 and SIGTERM
 KILL_AFTER_S = 60.0  # a run's ending and its last uploads
@@ -75,8 +77,7 @@ class Agent:
             with contextlib.suppress(OSError):  # nobody reads us; the agent must not block
                 print(f"[{self.name}] {line}", end="", flush=True)
             if "About to run command: " in line:
-                given = re.findall(r"--output_dir=(\S+)", line)
-                output_dir, error = (given[-1] if given else None), "it printed none"
+                output_dir, error = output_dir_in(line), "it printed none"
             elif re.search(r"error", line, re.IGNORECASE):
                 error = line.strip()
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
@@ -105,23 +106,10 @@ class Agent:
             self.process.wait(max(deadline - time.monotonic(), 0))
         while orphans(self.process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
-        for pid in in_session(self.process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_session(self.process.pid)
         self.process.wait()
         self.reader.join(timeout=2)
         self.process = None  # its number may be another's from here on
-
-
-def in_session(leader: int) -> dict[int, int]:
-    """The processes of a session and their groups, from /proc; nowhere else is there a list."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            state, _, group, session, *_ = path.read_bytes().rpartition(b")")[2].split()
-            if int(session) == leader and state != b"Z":
-                found[int(path.parent.name)] = int(group)
-    return found
 
 
 def orphans(leader: int) -> list[int]:
@@ -221,14 +209,23 @@ class Launcher:
             agent.wait(deadline)
 
 
+def output_dir_in(line: str) -> str | None:
+    """What a logged command gives, by a flag or in a recipe; words with spaces are in quotes."""
+    words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
+    try:
+        return of_command(words).get("output_dir")
+    except Mistake:  # the run will say so itself, and fail
+        return None
+
+
 def state_of(ended: EndedRun, sweep_id: str) -> str | None:
     """How the run ended, by its summary.json; None where it could not even write one."""
     output_dir = ended.output_dir
     folder = Path(os.environ.get("WANDB_DIR", "."))
     given = folder / "wandb" / f"sweep-{sweep_id}" / f"config-{ended.run_id}.yaml"
-    if output_dir is None and given.is_file():
+    if given.is_file():  # a parameter of the sweep is stronger than the command
         parameters = yaml.safe_load(given.read_text()) or {}
-        output_dir = parameters.get("output_dir", {}).get("value")
+        output_dir = parameters.get("output_dir", {}).get("value") or output_dir
     summary = Path(output_dir or Config().output_dir) / ended.run_id / "summary.json"
     try:
         return json.loads(summary.read_text())["state"]

@@ -1,13 +1,15 @@
 """`python sweep.py check`: what W&B would reject or silently misread."""
 
 import copy
+import re
 
 import pytest
 import yaml
 
 import sweep_file
 from conftest import REPO, assert_mistake, run
-from sweep_file import bands, check, distribution, most_epochs
+from sweep_file import check, most_epochs
+from sweep_parameters import distribution
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +36,16 @@ def changed(path: str, value) -> dict:
 
 
 ERRORS = [  # where, what, words of the answer
+    ("tags", ["a"], "unknown key 'tags'"),
+    ("settings", {}, "unknown key 'settings'"),
+    ("apiVersion", "v1", None),
+    ("name", 2026, "name=2026 must be a text"),
+    ("program", ["train.py"], "must be a text"),
+    ("controller", "local", "`type: cloud` or `type: local`"),
+    ("controller", {"type": "cloud"}, None),
+    ("job", "me/p/job:latest", "job is for W&B Launch"),
+    ("metrics", [], "give one `metric`"),
+    ("scheduler", {"engine": "wandb"}, "refuses it with early_terminate"),
     ("parametres", {}, "did you mean 'parameters'"),
     ("method", "bayse", "bayes, random, grid"),
     ("program", "trian.py", "no such file"),
@@ -59,6 +71,15 @@ ERRORS = [  # where, what, words of the answer
     ("parameters|max_lr", {"min": 0.1, "max": 1.0, "distribution": "uniforn"}, "'uniform'"),
     ("parameters|max_lr", {"min": 0.1, "max": 1.0, "distribution": "log_uniform"}, None),
     ("parameters|max_lr", {"min": 0.1, "max": 9.0, "distribution": "log_uniform"}, "out of range"),
+    (
+        "parameters|max_lr",
+        {"min": 0.1, "max": 900.0, "distribution": "log_uniform"},
+        "max=900.0 are exponents of e",
+    ),
+    # exp(-8) .. exp(-1), not exp(1) .. exp(8)
+    ("parameters|max_lr", {"min": 1.0, "max": 8.0, "distribution": "inv_log_uniform"}, None),
+    ("parameters|max_lr", {"min": 0.1, "max": 1}, "W&B refuses min=0.1 with max=1"),
+    ("parameters|max_lr", {"min": 0.1, "max": 1, "distribution": "uniform"}, None),
     ("parameters|max_lr", {"min": 0.1}, "uniform needs max"),
     ("parameters|max_lr", {"min": 0.1, "maxx": 1.0}, "unknown key 'maxx'"),
     ("parameters|max_lr", {"value": "1e-2"}, "write 0.01"),
@@ -70,8 +91,30 @@ ERRORS = [  # where, what, words of the answer
     ("parameters|optimizer", {"min": 0.0, "max": 1.0}, "this is no number"),
     ("parameters|batch_size", {"min": 32.0, "max": 64.5}, "use int_uniform"),
     ("parameters|batch_size", {"min": 32, "max": 64}, None),
+    (
+        "parameters|batch_size",
+        {"min": 32.0, "max": 64, "distribution": "int_uniform"},
+        "needs both without a point",
+    ),
     ("parameters|max_lr", {"parameters": {"a": {"value": 1}}}, "nested"),
     ("parameters|max_lr", {"distribution": "log_normal", "mu": -3.0, "sigma": 1.0}, None),
+    (
+        "parameters|aug_strength",
+        {"distribution": "normal", "mu": 3, "sigma": 1},
+        "half of the draws of normal fail: aug_strength=",
+    ),
+    (
+        "parameters|max_lr",
+        {"distribution": "log_normal", "mu": 1e5, "sigma": 1},
+        "max_lr=inf must be a number",
+    ),
+    (
+        "parameters|batch_size",
+        {"distribution": "normal", "mu": 99, "sigma": 9},
+        "use q_normal with q: 1",
+    ),
+    ("parameters|batch_size", {"distribution": "q_normal", "mu": 99, "sigma": 9, "q": 8}, None),
+    ("parameters|max_lr", {"distribution": "beta", "a": 1e308, "b": 1}, "must not be above 1e+06"),
     ("parameters|max_lr", {"distribution": ["uniform"]}, "unknown distribution"),
     ("parameters|max_lr", {"distribution": "normal", "min": 1}, "normal has no min"),
     ("parameters|max_lr", {"value": 0.1, "min": 0.1, "max": 0.2}, "constant has no min"),
@@ -82,9 +125,17 @@ ERRORS = [  # where, what, words of the answer
         "max_lr=0",
     ),
     ("parameters|max_lr", {"distribution": "q_uniform", "min": 0.1, "max": 1.0}, "needs q"),
+    (
+        "parameters|max_lr",
+        {"distribution": "q_uniform", "min": 0.1, "max": 1.0, "q": 1e-320},
+        "max_lr=inf must be a number",
+    ),
     ("parameters|batch_size", {"distribution": "q_uniform", "min": 8, "max": 9, "q": 0.5}, "whole"),
     ("parameters|max_lr", {"distribution": "log_normal", "mu": 0.1, "sigma": -1}, "sigma=-1"),
     ("metric|impute", "lowest", "latest, best or worst"),
+    ("metric|impute_while_running", "false", None),
+    ("metric|impute_while_running", False, "latest, best, worst or false"),
+    ("metric|target", "0.9", "must be a number"),
     ("early_terminate|3", 4, "unknown '3'"),
     ("early_terminate", {"type": "hyperband", "max_iter": 27, "s": 10**9}, None),
     ("program", "x" * 5000, "no such file"),
@@ -92,12 +143,20 @@ ERRORS = [  # where, what, words of the answer
     ("run_cap", 2.5, "run_cap=2.5"),
     ("command", "python train.py", "must be a list"),
     ("command", ["${env}", "${progam}"], "did you mean 'program'"),
+    ("command", ["${program}", "${envvar:data}"], "unknown ${envvar:data}"),
+    ("command", ["${program}", "--data_dir", "${envvar:DATA}", "--seed=${envvar:SEED}"], None),
+    ("command", ["${program}", "--config=${envvar:RECIPE}"], None),
+    ("command", ["${program}", "--config=nowhere.yaml"], "command: --config=nowhere.yaml: No such"),
+    ("command", ["${program}", "--batch_size=0"], "command: batch_size=0 is out of range"),
+    ("command", ["${program}", "--batch_size"], "expected one argument"),
     ("early_terminate|type", "asha", "type: hyperband"),
     ("early_terminate|min_itr", 3, "'min_iter'"),
     ("early_terminate|min_iter", 0, "min_iter=0"),
     ("early_terminate|eta", 1, "eta=1"),
     ("early_terminate|strict", "yes", "strict='yes'"),
     ("early_terminate", {"type": "hyperband"}, "needs min_iter"),
+    ("early_terminate", {"type": "hyperband", "min_iter": 3, "max_iter": 9}, "max_iter and s"),
+    ("early_terminate", {"type": "hyperband", "max_iter": 2, "s": 1}, "must not be below eta"),
 ]
 
 
@@ -117,6 +176,13 @@ WARNINGS = [
     ("early_terminate|min_iter", 20, "nothing will be stopped"),
     ("parameters|epochs", {"value": 3}, "first band is at epoch 3, and no run has more than 3"),
     ("command", ["echo", "hello"], "no ${program}"),
+    ("command", ["${program}", "${args_json}"], "train.py cannot read ${args_json}"),
+    ("command", ["${program}", "--epochs=0002", "${args}"], None),
+    (
+        "parameters|max_lr",
+        {"distribution": "log_uniform", "min": -4.6, "max": 0.0},
+        "draws are 0.01005 to 1; log_uniform_values",
+    ),
 ]
 
 
@@ -124,22 +190,154 @@ WARNINGS = [
 def test_warnings(path, value, words):
     found = check(changed(path, value), REPO)
     assert found.errors == []
+    if words is None:
+        assert found.warnings == []
+    else:
+        (warning,) = found.warnings
+        assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "percent"),
+    [
+        # beyond 2 sigma; and of 0, 0.5 and 1 the last
+        ("aug_strength", {"distribution": "normal", "mu": 1.0, "sigma": 0.5}, 4.6),
+        ("label_smoothing", {"distribution": "q_beta", "a": 1, "b": 1, "q": 0.5}, 25),
+        ("max_lr", {"distribution": "q_log_normal", "mu": -2.0, "sigma": 1.0, "q": 0.05}, 4.6),
+    ],
+)
+def test_how_many_draws_leave_the_range(name, spec, percent):
+    found = check(changed(f"parameters|{name}", spec), REPO)
+    assert found.errors == []
     (warning,) = found.warnings
-    assert words in warning
+    told = re.match(rf"{name}: about (\d+)% of the draws of {spec['distribution']} fail", warning)
+    assert 0.7 * percent < int(told[1]) < 1.4 * percent
+    assert f"as: {name}=" in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("max_lr", {"distribution": "log_normal", "mu": -3.0, "sigma": 1.0}),
+        ("aug_strength", {"distribution": "normal", "mu": 1.0, "sigma": 0.2}),  # 5 sigma to 0 and 2
+        ("val_fraction", {"distribution": "beta", "a": 2, "b": 20}),
+        ("batch_size", {"distribution": "q_normal", "mu": 96, "sigma": 8, "q": 16}),
+    ],
+)
+def test_no_warning_where_the_tail_stays_in_range(name, spec):
+    found = check(changed(f"parameters|{name}", spec), REPO)
+    assert found.errors == found.warnings == []
+
+
+def searched(**parameters) -> dict:
+    """sweep.yaml over other parameters."""
+    return changed("parameters", parameters)
+
+
+CYCLIC = {"value": "cyclic"}
+LOG = {"distribution": "log_uniform_values"}
+TOGETHER = [  # parameters that are right alone, and what check says to all of them
+    (
+        {"schedule": CYCLIC, "base_lr": {"value": 0.02}, "max_lr": {**LOG, "min": 0.01, "max": 1}},
+        "together: schedule=cyclic, base_lr=0.02, max_lr=0.01: base_lr=0.02 must not be above",
+    ),
+    (
+        {"schedule": CYCLIC, "base_lr": {"value": 0.02}, "max_lr": {**LOG, "min": 0.03, "max": 1}},
+        None,
+    ),
+    (  # the highest of one with the lowest of the other; the schedule is one of two
+        {
+            "seed": {"values": [1, 2]},
+            "schedule": {"values": ["onecycle", "cyclic"]},
+            "base_lr": {**LOG, "min": 0.001, "max": 0.02},
+            "max_lr": {**LOG, "min": 0.01, "max": 1},
+        },
+        "together: schedule=cyclic, base_lr=0.02, max_lr=0.01: ",
+    ),
+    (  # against a default; the median stands for what has no bounds
+        {"schedule": CYCLIC, "max_lr": {"distribution": "log_normal", "mu": -12, "sigma": 0.1}},
+        "together: schedule=cyclic, max_lr=",
+    ),
+    (
+        {"image_size": {"values": [32, 48]}, "resolution_schedule": {"value": "32:0.5"}},
+        "together: image_size=32, resolution_schedule=32:0.5: resolution_schedule: 32 px is not",
+    ),
+    (
+        {"image_size": {"values": [40, 48]}, "resolution_schedule": {"value": "32:0.5"}},
+        None,
+    ),
+    (  # 2**12 combinations: not all are tried, and an eighth of them are wrong
+        {
+            "schedule": {"values": ["cyclic", "cyclic", "onecycle", "step"]},
+            **{name: {"min": 0.0, "max": 0.5} for name in ("cutmix", "mixup", "l1", "ema")},
+            **{name: {"min": 0, "max": 9} for name in ("seed", "split_seed", "crop_padding")},
+            "momentum": {"min": 0.0, "max": 0.9},
+            "base_lr": {"min": 0.0, "max": 0.1},
+            "max_lr": {"min": 0.01, "max": 1.0},
+        },
+        "together: schedule=cyclic, base_lr=0.1, max_lr=0.01: ",
+    ),
+]
+
+
+@pytest.mark.parametrize(("parameters", "words"), TOGETHER)
+def test_what_config_refuses_only_together(parameters, words):
+    errors = check(searched(**parameters), REPO).errors
+    if words is None:
+        assert errors == []
+    else:
+        (error,) = errors
+        assert error.startswith(words)
+
+
+def test_the_commands_own_words_count(tmp_path):
+    """Flags over a recipe, and parameters over both."""
+    sweep = changed("parameters|max_lr", {"min": 0.01, "max": 1.0})
+    (tmp_path / "r.yaml").write_text("schedule: cyclic\nbase_lr: 0.5\nmax_lr: 1.0\nepochs: 7\n")
+    recipe = f"--config={tmp_path / 'r.yaml'}"
+    sweep["command"] = ["${program}", recipe, "${args}"]
+    (error,) = check(sweep, REPO).errors
+    assert error.startswith("together: schedule=cyclic, base_lr=0.5, max_lr=0.01: ")
+    sweep["command"] = ["${program}", recipe, "--base_lr=1.0e-3", "${args}"]
+    assert check(sweep, REPO).errors == []
+    sweep["parameters"]["base_lr"] = {"value": 0.6}
+    assert "base_lr=0.6" in check(sweep, REPO).errors[0]
+    assert most_epochs({"command": ["${program}", recipe]}) == 7
+    assert most_epochs({"command": ["${program}", recipe, "--epochs", "9"]}) == 9
+
+
+@pytest.mark.parametrize("dataset", [{"value": "cifar10"}, {"values": ["shapes", "cifar10"]}])
+def test_cifar10_has_no_boxes_to_score(dataset):
+    sweep = changed("parameters|dataset", dataset)
+    assert check(sweep, REPO).errors == []
+    sweep["metric"]["name"] = "val/cam_energy_lift"
+    (error,) = check(sweep, REPO).errors
+    assert error == "metric 'val/cam_energy_lift' needs boxes, and dataset=cifar10 has none"
+    sweep["parameters"]["dataset"] = {"value": "shapes"}
+    assert check(sweep, REPO).errors == []
+    del sweep["parameters"]["dataset"]
+    sweep["command"] = ["${program}", "--dataset=cifar10", "${args}"]
+    assert "needs boxes" in check(sweep, REPO).errors[0]
+
+
+def test_a_goal_that_is_none_is_not_called_the_wrong_one():
+    metric = {"name": "val/loss", "goal": "min", "impute": "latest"}
+    assert check(changed("metric", metric), REPO).warnings == []
+
+
+def test_a_scheduler_of_w_and_bs_own():
+    sweep = changed("early_terminate", NOWHERE)
+    sweep["scheduler"] = {"engine": "wandb"}
+    assert check(sweep, REPO).errors == []
+    sweep["scheduler"] = {"engine": "optuna"}
+    (error,) = check(sweep, REPO).errors
+    assert "scheduler needs `engine: wandb`" in error
 
 
 def test_a_grid_has_an_end():
     sweep = changed("method", "grid")
     errors = check(sweep, REPO).errors
     assert [error.split(":")[0] for error in errors] == ["max_lr", "aug_strength"]
-
-
-def test_bands():
-    assert bands({"min_iter": 3, "eta": 3}, 20) == [3, 9]
-    assert bands({"min_iter": 5, "eta": 3}, 50) == [5, 15, 45]
-    assert bands({"min_iter": 5}, 4) == []
-    assert bands({"max_iter": 27, "s": 2, "eta": 3}, 27) == [3, 9]  # 27/9 and 27/3
-    assert bands({"min_iter": 7}) == [7]
 
 
 def test_what_w_and_b_takes_a_parameter_for():
@@ -149,6 +347,7 @@ def test_what_w_and_b_takes_a_parameter_for():
     assert distribution({"values": [1]}) == "categorical"
     assert distribution({"values": [1], "probabilities": [1]}) == "categorical_w_probabilities"
     assert most_epochs({"parameters": {"epochs": {"values": [3, 7]}}}) == 7
+    assert most_epochs({"parameters": {"epochs": {"min": 3, "max": 8}}}) == 8
     assert most_epochs({}) == 50
     assert most_epochs({"command": ["python", "--epochs=3", "${args}"]}) == 3
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from wandb_server import ENTITY, WandbServer
 
+import agents
 from conftest import REPO, assert_mistake, run
 from runs import TIMEOUT_S, assert_same_bits, history_lines, summary
 
@@ -99,7 +100,7 @@ def sweep(tmp_path, server, shapes_dir):
     made = []
 
     def make(**changed) -> Sweep:
-        made.append(Sweep(tmp_path, server, shapes_dir, **changed))
+        made.append(Sweep(tmp_path, server, changed.pop("data_dir", shapes_dir), **changed))
         return made[-1]
 
     yield make
@@ -163,39 +164,92 @@ def assert_whole(server: WandbServer, run, folder: Path) -> None:
             assert hashlib.sha256(content).hexdigest() == picture["sha256"]
 
 
+SLOWLY = """
+import os, sys, time
+from pathlib import Path
+
+def slow_down():
+    import ending, learner
+    step, ask = learner.Learner.train_step, ending.Ending.ask
+    def slow(self, batch):
+        time.sleep(SECONDS)
+        return step(self, batch)
+    def noted(self, request):
+        if self.request is None:
+            note = Path(__file__).with_name(os.environ["WANDB_RUN_ID"])
+            note.with_suffix(".tmp").write_text(str(time.monotonic()))
+            note.with_suffix(".tmp").rename(note)
+        ask(self, request)
+    learner.Learner.train_step, ending.Ending.ask = slow, noted
+
+class Hook:
+    def find_spec(self, name, *_):
+        if name == "measures":
+            sys.meta_path.remove(self)
+            slow_down()
+
+if sys.argv[0].endswith("train.py"):
+    sys.meta_path.insert(0, Hook())
+"""
+
+
 @pytest.fixture
 def slowly(tmp_path, monkeypatch):
-    """Every train.py that starts from here on rests in each step (`sitecustomize` is Python's)."""
+    """Every train.py that starts from here on rests in each step, and leaves a file `slow/<run id>`
+    with the time at which the first request reached it (`sitecustomize` is Python's).
+    """
     (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "class Rest:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name == 'measures':\n"
-        f"            import learner; real = learner.Learner.train_step\n"
-        "            def step(self, batch):\n"
-        f"                time.sleep({SLOW_STEPS})\n"
-        "                return real(self, batch)\n"
-        "            learner.Learner.train_step = step\n"
-        "            sys.meta_path.remove(self)\n"
-        "if sys.argv[0].endswith('train.py'):\n"
-        "    sys.meta_path.insert(0, Rest())\n"
-    )
+    code = SLOWLY.replace("SECONDS", SLOW_STEPS)
+    (tmp_path / "slow" / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
 
 
+@pytest.mark.slow
+def test_three_runs_by_one_agent_with_the_sweeps_own_command(sweep, server):
+    made = sweep(epochs=1)
+    made.stored.limit = 9  # it is --count that ends the agent
+    agent = made.agent("--count", "3")
+    made.until(lambda: agent.poll() is not None, 300)
+    assert agent.returncode == 0, made.text()
+    assert len(made.stored.agents) == 1
+    assert len(made.stored.runs) == len(server.runs) == 3
+    log = (made.folder / "agent0.txt").read_text()
+    for name in made.stored.runs:
+        run, given = server.runs[name], made.stored.arguments[name]
+        assert (run.sweep, run.exit_code, run.starts) == (made.stored.name, 0, 1)
+        flags = [f"--{key}={one['value']}" for key, one in given.items()]
+        command = " ".join(["/usr/bin/env python", str(REPO / "train.py"), *flags])
+        assert f"About to run command: {command}\n" in log
+        written = yaml.safe_load((folder_of(made, name) / "config.yaml").read_text())
+        for key, (low, high) in RANGES.items():
+            assert low <= run.config[key] <= high
+            assert run.config[key] == written[key] == given[key]["value"]
+        assert summary(folder_of(made, name))["state"] == "finished"
+    assert len({server.runs[name].config["max_lr"] for name in made.stored.runs}) == 3
+
+
 def test_stopped_by_hyperband_and_by_the_app(sweep, server, slowly):
+    """The process has ended, with status 0, 10 s after the request has reached it. From the agent
+    that is when the server told the agent. W&B's client asks only every 15 s whether the app's
+    button was pressed: there it is when the client told the run, and the server's word is 15 s
+    older at most.
+    """
     made = sweep(epochs=40)
-    agent = made.agent("--count", "2")
+    # An exit status other than 0 would end the agent, and it would say so.
+    agent = made.agent("--count", "2", "--max-consecutive-failed-runs", "1")
     for number in (0, 1):
         made.until(lambda number=number: made.epochs(number) >= 1)
-        run = made.run(number)
+        run, process = made.run(number), training_in(made.folder)
         if number == 0:
             made.stored.to_stop.add(run.name)  # the agent sends SIGTERM at its next heartbeat
         else:
             run.stop_asked = True
-        # 5 s to the agent's heartbeat, or 15 to the client's look at the button; then 10 s.
-        made.until(lambda run=run: run.exit_code is not None, (15, 25)[number])
+        made.until(lambda process=process: process not in processes_in(made.folder), 35)
+        ended_at = time.monotonic()
+        reached_at = float((made.folder / "slow" / run.name).read_text())
+        assert run.told_at < reached_at < ended_at
+        assert ended_at - (run.told_at, reached_at)[number] < 10
+        assert ended_at - run.told_at < (10, 25)[number]
         folder = folder_of(made, run.name)
         assert run.exit_code == 0
         assert summary(folder)["state"] == run.summary["state"] == "stopped"
@@ -204,6 +258,7 @@ def test_stopped_by_hyperband_and_by_the_app(sweep, server, slowly):
         assert run.summary["best_val_acc"] == summary(folder)["best_val_acc"]
     made.until(lambda: agent.poll() is not None, 30)
     assert agent.returncode == 0
+    assert "consecutive failed runs" not in made.text()
 
 
 def test_preempted_and_handed_out_again_with_the_same_id(sweep, server, slowly, start, tmp_path):
@@ -221,6 +276,57 @@ def test_preempted_and_handed_out_again_with_the_same_id(sweep, server, slowly, 
     assert undisturbed.wait() == 0, undisturbed.text
     assert_same_bits(folder, undisturbed.folder)
     made.until(lambda: agent.poll() is not None, 30)
+
+
+# The command as the agent logs it, the sweep's parameter output_dir, the folder of the run.
+PLACES = {
+    "default": ("", None, "runs"),
+    "flag": ("--output_dir=there --seed=1", None, "there"),
+    "last flag": ("--output_dir=here --output_dir=there", None, "there"),
+    "two words": ("--output_dir there", None, "there"),
+    "spaces": ('"--output_dir=over there" --seed=1', None, "over there"),
+    "two words with spaces": ('--output_dir "over there"', None, "over there"),
+    "recipe": ("--config=recipe.yaml", None, "by_recipe"),
+    "flag over recipe": ("--config=recipe.yaml --output_dir=there", None, "there"),
+    "${args}": ("--output_dir=there", "there", "there"),
+    "no ${args}": ("", "there", "there"),
+    "parameter over flag": ("--output_dir=here", "there", "there"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("wandb_dir", [None, "elsewhere"])
+def test_the_launcher_finds_how_a_run_ended(tmp_path, monkeypatch, place, wandb_dir):
+    from wandb.sdk.lib import config_util
+
+    words, parameter, output_dir = PLACES[place]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    if wandb_dir:
+        monkeypatch.setenv("WANDB_DIR", str(tmp_path / wandb_dir))
+    Path("recipe.yaml").write_text("output_dir: by_recipe\n")
+    parameters = {"seed": {"value": 1}}
+    if parameter:
+        parameters["output_dir"] = {"value": parameter}
+    given = Path(wandb_dir or ".") / "wandb" / "sweep-abc" / "config-r1.yaml"
+    given.parent.mkdir(parents=True)
+    config_util.save_config_file_from_dict(given, parameters)  # as the agent does
+    lines = [
+        f"INFO - About to run command: /usr/bin/env python train.py {words}\n",
+        "INFO - Cleaning up finished run: r1\n",
+    ]
+    agent = agents.Agent("0", [sys.executable, "-c", f"print({''.join(lines)!r})"], None, {})
+    agent.start()
+    agent.reader.join()
+    agent.wait(time.monotonic() + 10)
+    (ended,) = agent.ended
+    assert agents.state_of(ended, "abc") is None  # nothing is there yet
+    for folder in ("runs", "here", "there", "over there", "by_recipe"):
+        state = "finished" if folder == output_dir else "failed"
+        (tmp_path / folder / "r1").mkdir(parents=True)
+        (tmp_path / folder / "r1" / "summary.json").write_text(json.dumps({"state": state}))
+    assert agents.state_of(ended, "abc") == "finished"
+    assert agents.state_of(agents.EndedRun("r2", ended.output_dir, ""), "abc") is None
 
 
 def launch(made: Sweep, *arguments: str) -> subprocess.Popen:
@@ -278,8 +384,8 @@ def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
 @pytest.mark.slow
 def test_an_agent_that_is_killed_is_started_again_and_its_run_preempted(sweep, server, slowly):
     made = sweep(epochs=3)
-    made.stored.limit = 1
-    launcher = launch(made)
+    made.stored.limit = 3
+    launcher = launch(made, "--count", "1")  # all the same: what is begun again is the same run
     made.until(lambda: made.epochs(0) >= 1)
     train = training_in(made.folder)
     agent = int(Path(f"/proc/{train}/stat").read_text().rpartition(")")[2].split()[1])
@@ -288,6 +394,7 @@ def test_an_agent_that_is_killed_is_started_again_and_its_run_preempted(sweep, s
     made.until(lambda: launcher.poll() is not None)
     assert launcher.returncode == 0
     assert made.run(0).exit_code == 0
+    assert made.stored.runs == [made.run(0).name]
     text = (made.folder / "agents.txt").read_text()
     assert "failure 1 of at most 5 in a row, 0: the agent ended with status -9" in text
     assert len(history_lines(folder_of(made, made.run(0).name))) == 4
@@ -303,9 +410,30 @@ def test_the_launcher_counts_a_killed_run_as_a_failure_and_stops(sweep, server, 
     made.until(lambda: launcher.poll() is not None, 40)
     assert launcher.returncode == 1
     text = (made.folder / "agents.txt").read_text()
-    assert f"run {made.run(0).name} left no summary: killed" in text
-    assert "failure 2 of at most 2 in a row" in text
-    assert "last error:" in text
+    for number in (0, 1):
+        assert (
+            f"failure {number + 1} of at most 2 in a row, 0: run {made.run(number).name} left no "
+            "summary: killed, or ended before it began; last error: it printed none\n"
+        ) in text
+    assert text.endswith("2 failures in a row: no more runs are started\n")
+    assert processes_in(made.folder) == {}
+
+
+@pytest.mark.slow
+def test_the_launcher_shows_why_runs_fail_and_stops(sweep, server, tmp_path):
+    made = sweep(dataset="tiny-imagenet", data_dir=tmp_path / "nowhere")
+    made.stored.limit = 9
+    launcher = launch(made, "--max-failures", "2")
+    made.until(lambda: launcher.poll() is not None, 120)
+    assert launcher.returncode == 1
+    text = (made.folder / "agents.txt").read_text()
+    for number in (0, 1):
+        run = made.run(number)
+        assert run.exit_code == 2
+        line = text.partition(f"failure {number + 1} of at most 2 in a row, 0: run {run.name} ")[2]
+        assert "nowhere" in line.splitlines()[0].partition("last error: error: ")[2]
+    assert "failure 3" not in text
+    assert text.endswith("2 failures in a row: no more runs are started\n")
     assert processes_in(made.folder) == {}
 
 

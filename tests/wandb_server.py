@@ -41,8 +41,10 @@ class StoredRun:
     files: dict[str, bytes] = field(default_factory=dict)
     job_type: str | None = None
     exit_code: int | None = None
+    state: str = "running"
     preempting: bool = False
     stop_asked: bool = False  # by the app's button
+    told_at: float | None = None  # when its agent or its client first heard of the stop
     starts: int = 0
 
 
@@ -56,6 +58,7 @@ class StoredSweep:
     to_stop: set[str] = field(default_factory=set)  # as hyperband would, by the agent
     agents: list[str] = field(default_factory=list)
     limit: int = 10**9  # runs in all
+    prior: list[str] = field(default_factory=list)  # runs from before the sweep
 
 
 @dataclass
@@ -64,10 +67,15 @@ class StoredArtifact:
     type: str
     run: str
     aliases: list[str] = field(default_factory=list)
+    digest: str = ""
     metadata: dict = field(default_factory=dict)
     manifest: dict = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     committed: bool = False
+
+    @property
+    def state(self) -> str:
+        return "COMMITTED" if self.committed else "PENDING"
 
 
 class WandbServer:
@@ -186,6 +194,11 @@ class WandbServer:
         config = yaml.safe_load(asked["config"])
         sweep = self.sweeps.setdefault(name, StoredSweep(name, config))
         sweep.limit = config.get("run_cap", sweep.limit)
+        for one in json.loads(asked.get("priorRunsFilters") or '{"$or": []}')["$or"]:
+            if self.runs[one["name"]].project != asked["projectName"]:
+                raise LookupError(f"prior run {one['name']} of another project")
+            self.runs[one["name"]].sweep = name
+            sweep.prior.append(one["name"])
         entity = {"id": "entity", "name": ENTITY}
         project = {"id": "project", "name": asked.get("projectName"), "entity": entity}
         told = {"id": name, "name": name, "config": asked["config"], "project": project}
@@ -222,6 +235,8 @@ class WandbServer:
         sweep = self.sweeps[asked["id"].split("/")[0]]
         running = json.loads(asked["runState"])
         commands = [{"type": "stop", "run_id": name} for name in running if name in sweep.to_stop]
+        for command in commands:
+            self._told(self.runs[command["run_id"]])
         if not running and not commands:
             commands = self._next_run(sweep)
         told = {"agent": {"id": asked["id"]}, "commands": json.dumps(commands)}
@@ -254,15 +269,17 @@ class WandbServer:
         return {"project": {"artifact": None}}
 
     def create_artifact(self, asked: dict) -> dict:
-        number = f"artifact{len(self.artifacts)}"
+        name, digest = asked["artifactCollectionName"], asked["digest"]
+        same = [k for k, a in self.artifacts.items() if (a.name, a.digest) == (name, digest)]
+        number = same[0] if same else f"artifact{len(self.artifacts)}"
         aliases = [one["alias"] for one in asked.get("aliases") or []]
-        name = asked["artifactCollectionName"]
-        self.artifacts[number] = StoredArtifact(
-            name, asked["artifactTypeName"], asked.get("runName"), aliases
+        made = StoredArtifact(
+            name, asked["artifactTypeName"], asked.get("runName"), aliases, digest
         )
+        artifact = self.artifacts.setdefault(number, made)
         if asked.get("metadata"):
-            self.artifacts[number].metadata = json.loads(asked["metadata"])
-        told = {"id": number, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            artifact.metadata = json.loads(asked["metadata"])
+        told = {"id": number, "state": artifact.state, "artifactSequence": {"latestArtifact": None}}
         return {"createArtifact": {"artifact": told}}
 
     def create_artifact_manifest(self, asked: dict) -> dict:
@@ -291,6 +308,82 @@ class WandbServer:
     def artifact_by_id(self, asked: dict) -> dict:
         return {"artifact": {"id": asked["id"], "state": "COMMITTED"}}
 
+    # What wandb.Api asks for besides.
+
+    def run(self, asked: dict) -> dict:
+        run = self._run_of(asked, "name")
+        if run is None:
+            return {"project": {"run": None}}
+        told = {
+            **self._bucket(run),
+            "projectId": "1",
+            "state": run.state,
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "historyKeys": None,
+            "user": {"name": ENTITY, "username": ENTITY},
+        }
+        return {"project": {"run": told}}
+
+    def _run_of(self, asked: dict, key: str) -> StoredRun | None:
+        run = self.runs.get(asked[key])
+        return run if run and (asked["entity"], asked["project"]) == (ENTITY, run.project) else None
+
+    def run_sampled_history(self, asked: dict) -> dict:
+        (spec,) = map(json.loads, asked["specs"])
+        keys, history = spec["keys"], self.runs[asked["name"]].history
+        rows = [{k: row[k] for k in keys} for row in history if set(keys) <= set(row)]
+        return {"project": {"run": {"sampledHistory": [rows[: spec["samples"]]]}}}
+
+    def run_files(self, asked: dict) -> dict:
+        files, names = self._run_of(asked, "name").files, asked["fileNames"]
+        edges = [
+            {"node": {"id": name, "name": name, "sizeBytes": len(content)}, "cursor": name}
+            for name, content in files.items()
+            if not names or name in names
+        ]
+        page = {"endCursor": None, "hasNextPage": False}
+        run = {"fileCount": len(edges), "files": {"edges": edges, "pageInfo": page}}
+        return {"project": {"internalId": "1", "run": run}}
+
+    def run_output_artifacts(self, asked: dict) -> dict:
+        run = self._run_of(asked, "run")
+        found = [(k, a) for k, a in self.artifacts.items() if a.run == run.name]
+        told = {
+            "totalCount": len(found),
+            "pageInfo": {"endCursor": None, "hasNextPage": False},
+            "edges": [{"node": self._artifact(run.project, *one)} for one in found],
+        }
+        return {"project": {"run": {"artifacts": told}}}
+
+    def _artifact(self, project: str, number: str, artifact: StoredArtifact) -> dict:
+        owner = {"id": "project", "internalId": "1", "name": project, "entity": {"name": ENTITY}}
+        return {
+            "__typename": "Artifact",
+            "id": number,
+            "artifactSequence": {
+                "__typename": "ArtifactSequence",
+                "name": artifact.name,
+                "project": owner,
+            },
+            "versionIndex": 0,
+            "artifactType": {"name": artifact.type},
+            "description": None,
+            "metadata": json.dumps(artifact.metadata),
+            "ttlDurationSeconds": -2,
+            "ttlIsInherited": True,
+            "tags": [],
+            "historyStep": None,
+            "state": artifact.state,
+            "size": 0,
+            "digest": artifact.digest,
+            "commitHash": None,
+            "fileCount": len(artifact.files),
+            "createdAt": "2026-01-01T00:00:00",
+            "updatedAt": None,
+            "aliases": [],
+        }
+
     def notify_scriptable_run_alert(self, _: dict) -> dict:
         return {"notifyScriptableRunAlert": {"success": True}}
 
@@ -306,10 +399,17 @@ class WandbServer:
                 run.summary.update(json.loads(lines[-1]))
         if sent.get("preempting"):
             run.preempting = True
+        run.state = "running"
         if sent.get("complete"):
             run.exit_code = sent["exitcode"]
+            run.state = "failed" if run.exit_code else "finished"
             self._requeue(run)
+        if run.stop_asked:
+            self._told(run)
         return {"stopped": run.stop_asked, "exitcode": None, "limits": {}}
+
+    def _told(self, run: StoredRun) -> None:
+        run.told_at = run.told_at or time.monotonic()
 
     def _requeue(self, run: StoredRun) -> None:
         for sweep in self.sweeps.values():
