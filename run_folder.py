@@ -112,6 +112,13 @@ class RunFolder:
         with writing(self.path / "config.yaml") as file:
             file.write(yaml.safe_dump(to_dict(config), sort_keys=False).encode())
 
+    def write_about(self, start: dict[str, Any], data: dict[str, Any]) -> None:
+        path = self.path / "about.json"
+        starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+        with writing(path) as file:
+            told = {**data, "starts": [*starts, start]}
+            file.write((json.dumps(told, indent=1) + "\n").encode())
+
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
@@ -131,6 +138,18 @@ class RunFolder:
     def write(self, name: str, save: Callable[[BinaryIO], None]) -> None:
         with writing(self.path / name) as file:
             save(file)
+
+
+def is_in_use(run: Path) -> bool:
+    """Whether a process works on this run; also one on another machine, where flock reaches."""
+    try:
+        with open(run / ".lock", "r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def compare_configs(before: dict[str, Any], config: Config, source: Path) -> None:

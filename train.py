@@ -223,6 +223,7 @@ class EpochBatches:
 
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
+    from about import note_start
     from run_folder import check_id, new_id
     from tracking import Tracker, in_sweep
 
@@ -255,6 +256,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
             tracker.finish(exit_code=0)
         return summary
     job.folder.begin(config, job.record.rows)
+    note_start(job.folder, job.learner, job.data)
     tracker = tracker or start_tracker()
     return carry_out(job, tracker, ending)
 

@@ -1,0 +1,203 @@
+"""Runs that were made before, read from their folders: for reports and comparisons.
+
+`collect` takes any mix of run folders, folders of runs and studies. Nothing is refused for being
+unfinished: a run that failed, that still goes on or that has no metric is one with fewer numbers.
+"""
+
+import csv
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cli import Mistake
+from run_folder import is_in_use
+
+HISTORY = "history.csv"
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """What a run has left. `folder` is None for one that was read from W&B."""
+
+    run_id: str
+    folder: Path | None
+    state: str  # as summary.json has it; running; or killed
+    config: dict[str, Any]
+    rows: list[dict[str, float]]  # of the history, by epoch; a missing or empty number is not there
+    summary: dict[str, Any]
+    about: dict[str, Any] = field(default_factory=dict)  # about.json
+
+    def column(self, key: str) -> tuple[list[int], list[float]]:
+        """Epochs and finite values of one metric."""
+        pairs = [(row["epoch"], row[key]) for row in self.rows if key in row and "epoch" in row]
+        pairs = [(int(epoch), value) for epoch, value in pairs if math.isfinite(epoch + value)]
+        return [epoch for epoch, _ in pairs], [value for _, value in pairs]
+
+    def best(self, key: str = "val/acc", goal: str = "maximize") -> tuple[int, float] | None:
+        """Epoch and value, None where the metric was never logged."""
+        epochs, values = self.column(key)
+        if not values:
+            return None
+        value = max(values) if goal == "maximize" else min(values)
+        return epochs[values.index(value)], value
+
+    @cached_property
+    def predictions(self) -> dict[str, np.ndarray] | None:
+        """predictions.npz; None where there is none."""
+        if self.folder is None or not (self.folder / "predictions.npz").is_file():
+            return None
+        return self._arrays()
+
+    def _arrays(self, *names: str) -> dict[str, np.ndarray]:
+        path = self.folder / "predictions.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in names or arrays.files}
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise Mistake(f"{path}: cannot be read ({error}); remove it, or the run") from error
+
+    @cached_property
+    def fingerprint(self) -> str | None:
+        """Of the split: two runs with the same one were validated on the same images."""
+        known = self.about.get("split_fingerprint") or self.config.get("split_fingerprint")
+        if known is None and self.folder and (self.folder / "predictions.npz").is_file():
+            return str(self._arrays("fingerprint")["fingerprint"])
+        return known
+
+    def class_name(self, label: int) -> str:
+        names = self.about.get("classes") or ()
+        return names[label] if label < len(names) else f"class {label}"
+
+    def picture(self, name: str) -> Path | None:
+        """A file of figures/, None where there is none."""
+        path = self.folder / "figures" / name if self.folder else None
+        return path if path and path.is_file() else None
+
+
+@dataclass(frozen=True)
+class PastStudy:
+    """What a study searched for, and what other seeds gave its best trials."""
+
+    name: str
+    folder: Path | None  # None for a sweep that was read from W&B
+    metric: str
+    goal: str
+    logarithmic: frozenset[str]  # parameters that were drawn by their logarithm
+    confirmed: dict[str, Any]  # confirm.json
+
+
+def read_studies(paths: Iterable[Path]) -> list[PastStudy]:
+    """Those of these places that are studies."""
+    return [read_study(path) for path in paths if is_study(path)]
+
+
+def is_study(path: Path) -> bool:
+    return (path / "study.journal").is_file()
+
+
+def read_study(folder: Path) -> PastStudy:
+    from sweep_file import read
+    from sweep_parameters import distribution
+
+    sweep = read(folder / "sweep.yaml")
+    metric, parameters = sweep["metric"], sweep.get("parameters") or {}
+    return PastStudy(
+        folder.resolve().name,
+        folder,
+        metric["name"],
+        metric.get("goal", "minimize"),
+        frozenset(key for key, spec in parameters.items() if "log" in distribution(spec)),
+        read_json(folder / "confirm.json"),
+    )
+
+
+def collect(paths: Iterable[Path]) -> list[PastRun]:
+    """All runs in these places, each once, in the order of their names."""
+    folders: dict[Path, None] = {}
+    for path in paths:
+        found = folders_of(path)
+        if not found:
+            raise Mistake(f"{path}: no run, no folder of runs and no study")
+        folders.update(dict.fromkeys(folder.resolve() for folder in found))
+    return [read_run(folder) for folder in folders]
+
+
+def folders_of(path: Path) -> list[Path]:
+    """The run folders that a path stands for."""
+    if not path.exists():
+        raise Mistake(f"{path}: there is no such folder")
+    if is_run(path):
+        return [path]
+    if is_study(path):
+        from study import load
+
+        return [job.run for job in load(path).jobs() if job.run.is_dir()]
+    if not path.is_dir():
+        return []
+    return sorted(child for child in path.iterdir() if is_run(child))
+
+
+def is_run(path: Path) -> bool:
+    return path.is_dir() and (path / "config.yaml").is_file()
+
+
+def read_run(folder: Path) -> PastRun:
+    summary = read_json(folder / "summary.json")
+    state = summary.get("state") or ("running" if is_in_use(folder) else "killed")
+    config = read_config(folder / "config.yaml")
+    about = read_json(folder / "about.json")
+    return PastRun(folder.name, folder, state, config, read_history(folder), summary, about)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: this is no YAML") from error
+    if not isinstance(values, dict):
+        raise Mistake(f"{path}: lines of `key: value` are needed")
+    return values
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a run says of its end; nothing where it has none."""
+    return read_json(run / "summary.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise Mistake(f"{path}: this is no JSON ({error})") from error
+
+
+def read_history(run: Path) -> list[dict[str, float]]:
+    """The epochs so far."""
+    try:
+        with open(run / HISTORY, newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"{run / HISTORY}: every cell must be a number ({error})") from error
+
+
+def best(values: Sequence[float], goal: str) -> float | None:
+    """The best of the finite ones, as W&B's engine judges a run."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    return max(finite) if goal == "maximize" else min(finite)
