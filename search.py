@@ -1,0 +1,190 @@
+"""The next trial of a sweep: Optuna behind W&B's sweep.yaml.
+
+`ask` draws the parameters of a study's next trial: a Gaussian process for bayes, random, or grid.
+It keeps nothing from one call to the next: a study that was killed, or that several drivers share,
+goes on as one that was not.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from space import Space
+
+__all__ = ["FORGOTTEN", "IMPUTED", "STARTUP", "Space", "ask"]
+
+STARTUP = 4  # trials of a bayes search that are spread evenly before the Gaussian process begins
+FLOOR = 2  # times as far below the median score as the best is above it: worse counts as this
+ASKS = 2  # of the Gaussian process, for a draw that is not like an earlier one
+POINTS = 100  # of the even spread that are tried then
+# User attributes that a driver may give a trial that it tells as failed.
+IMPUTED = "imputed"  # the value to learn it with (`impute`); None: nothing is learnt from it
+FORGOTTEN = "forgotten"  # true: no run of it ever began, so that its point of a grid is still due
+
+
+def ask(study: optuna.Study, space: Space, method: str, seed: int) -> Trial | None:
+    """The study's next trial; None where a grid is exhausted.
+
+    Let one driver at a time call this: a trial is drawn with regard to those that run. The draw
+    depends on the seed, the number of trials so far and what is known of them, on nothing else.
+    """
+    trials = study.get_trials(deepcopy=False)
+    number = len(trials)
+    if method == "grid":
+        drawn = _next_point(space, trials)
+        if drawn is None:
+            return None
+    elif method == "bayes":
+        drawn = _bayes(study, space, trials, seed)
+    else:
+        drawn = _draw(optuna.samplers.RandomSampler(seed=_seed(seed, number)), space)
+    study.sampler = _Given(space.snapped(drawn))
+    return study.ask(space.distributions)
+
+
+def _next_point(space: Space, trials: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    """The draw of the grid's first point that no trial has."""
+
+    def key(drawn: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple((type(drawn[name]), drawn[name]) for name in space.distributions)
+
+    taken = {key(trial.params) for trial in trials if not trial.user_attrs.get(FORGOTTEN)}
+    for number in range(min(len(taken) + 1, space.grid_size)):
+        drawn = space.snapped(space.grid_point(number))
+        if key(drawn) not in taken:
+            return drawn
+    return None
+
+
+def _seed(seed: int, number: int) -> int:
+    """Another one for each trial: a sampler made anew would draw the same again."""
+    return int(np.random.SeedSequence((seed % 2**32, number)).generate_state(1)[0])
+
+
+def _bayes(
+    study: optuna.Study, space: Space, trials: Sequence[FrozenTrial], seed: int
+) -> dict[str, Any]:
+    """What the Gaussian process suggests, unless that was tried or is being tried.
+
+    It takes trials for noisy and would try a corner many times over; but the same parameters give
+    the same run. Then, and in the beginning, it is the next point of an even spread.
+    """
+
+    tried = [trial.params for trial in trials if not trial.user_attrs.get(FORGOTTEN)]
+
+    def is_new(drawn: Mapping[str, Any]) -> bool:
+        return not any(space.alike(drawn, params) for params in tried)
+
+    drawn = None
+    if sum(trial.state == TrialState.COMPLETE for trial in trials) >= STARTUP:
+        sampler = optuna.samplers.GPSampler(
+            seed=_seed(seed, len(trials)), n_startup_trials=0, warn_independent_sampling=False
+        )
+        drawn = _draw(sampler, space, _known(study, trials), is_new)
+        if is_new(drawn):
+            return drawn
+    for number in range(len(trials), len(trials) + POINTS):
+        point = _spread(space, seed, number)
+        if is_new(point):
+            return point
+    return drawn or point  # a small space, and all of it was tried
+
+
+def _spread(space: Space, seed: int, number: int) -> dict[str, Any]:
+    """The number-th of a sequence of points that fills the space evenly, however long it gets.
+
+    Multiples of the powers of a root that generalises the golden ratio (Roberts' R sequence), from
+    another start for each seed. As good as Sobol's here, and nothing has to be imported for it.
+    """
+    size, root = len(space.distributions), 1.5
+    for _ in range(64):  # to the root of x^(size + 1) = x + 1
+        root = (1 + root) ** (1 / (size + 1))
+    start = np.random.default_rng(seed % 2**32).random(size)
+    return space.at(((start + number * root ** -np.arange(1.0, size + 1)) % 1).tolist())
+
+
+def _known(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """What the Gaussian process learns from, and what it keeps away from: the trials that run.
+
+    A failed trial counts with the value that its driver left with it, else as the worst one:
+    were it left out, the search would go there again.
+    """
+    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    worst = sign * min(sign * trial.value for trial in complete)
+    scores = [(trial, sign * trial.value) for trial in complete]
+    for trial in trials:
+        value = trial.user_attrs.get(IMPUTED, worst)
+        if trial.state == TrialState.FAIL and value is not None and trial.params:
+            scores.append((trial, sign * value))
+    shaped = _shaped(np.array([score for _, score in scores]))
+    learnt = [
+        optuna.trial.create_trial(
+            value=value, params=trial.params, distributions=trial.distributions
+        )
+        for (trial, _), value in zip(scores, shaped.tolist(), strict=True)
+    ]
+    return learnt + [trial for trial in trials if trial.state == TrialState.RUNNING]
+
+
+def _shaped(scores: np.ndarray) -> np.ndarray:
+    """Far below the middle counts as the floor: what diverged would drown the good ones' order."""
+    middle = np.median(scores)
+    return np.maximum(scores, middle - FLOOR * (scores.max() - middle))
+
+
+def _draw(
+    sampler: optuna.samplers.BaseSampler,
+    space: Space,
+    known: Sequence[FrozenTrial] = (),
+    is_new: Callable[[Mapping[str, Any]], bool] = lambda drawn: True,
+) -> dict[str, Any]:
+    """What a sampler suggests after these trials, in a study that is thrown away.
+
+    What is not new it has to take for a trial that runs, and is asked again.
+    """
+    with _quiet():
+        study = optuna.create_study(sampler=sampler, direction="maximize")
+        study.add_trials(known)
+        for _ in range(ASKS):
+            drawn = study.ask(space.distributions).params
+            if is_new(drawn):
+                break
+        return drawn
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # else: that greenlet is missing
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+class _Given(optuna.samplers.BaseSampler):
+    """Gives what has been drawn already."""
+
+    def __init__(self, drawn: Mapping[str, Any]) -> None:
+        self._drawn = dict(drawn)
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, *_: BaseDistribution
+    ) -> Any:
+        return self._drawn[param_name]
