@@ -14,15 +14,15 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
 	@echo "ready: .venv ($$($(PY) --version)); next: make demo"
 
-demo: .venv/.installed ## no account, no network: a short tracked run on the built-in data set
+demo: .venv/.installed ## no account, no network: a short sweep on the built-in data set
 	@$(PY) data.py shapes
 	@$(PY) data.py show --dataset=shapes -o augmented.png
-	@WANDB_MODE=offline $(PY) train.py --dataset=shapes --image_size=32 --epochs=3 --batch_size=32 \
-	  --max_lr=0.05 --run_id=demo-$$(date +%Y%m%d-%H%M%S)
-	@echo
-	@echo "The run is in runs/demo-…: figures/ (mistakes and where it looked, curves), history.csv,"
-	@echo "summary.json, checkpoints, W&B's offline record: .venv/bin/wandb leet runs/demo-…/wandb"
-	@echo "Next: $(PY) train.py --help, or the real data: $(PY) data.py fetch"
+	@study=sweeps/demo-$$(date +%Y%m%d-%H%M%S); \
+	$(PY) sweep.py run demo.yaml --dir $$study --workers 2 && \
+	echo && \
+	echo "Each run has a folder: figures/ (mistakes and where it looked, curves), history.csv," && \
+	echo "checkpoints, W&B's offline record (.venv/bin/wandb leet runs/…/wandb). The study: $$study" && \
+	echo "Next: $(PY) sweep.py confirm $$study --workers 2, or the real data: $(PY) data.py fetch"
 
 test: .venv/.installed-dev ## all tests but the slow ones
 	@$(PY) -m pytest -n auto -m "not slow"

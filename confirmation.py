@@ -1,0 +1,133 @@
+"""Is the winner's lead more than noise? The best trials of a study again, with other seeds.
+
+The split stays (it depends on `split_seed` alone). A mean is that of the new seeds only: the value
+by which a trial won the search is lucky by that very choice.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from cli import Mistake
+from collection import read_summary
+from run_folder import writing
+from study import End, Standing, Study
+from trial import Job
+
+LIKELY = 0.05  # a lead that chance alone gives less often than this is more than noise
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One trial and what its other seeds gave."""
+
+    trial: str
+    run_id: str
+    searched: str
+    in_search: float
+    values: dict[int, float]  # seed -> value
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values.values())
+
+    @property
+    def sd(self) -> float | None:
+        return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+
+class Confirmation:
+    """The jobs: `top` finished trials, each with `seeds` other seeds."""
+
+    over = ("finished",)  # one that failed is tried again by the next call
+
+    def __init__(self, study: Study, top: int, seeds: int):
+        self.study = study
+        finished = [one for one in study.standings() if one.state == "finished"]
+        if not finished:
+            raise Mistake(f"{study.folder}: no trial is finished, there is nothing to confirm")
+        best_first = study.goal == "maximize"
+        self.trials = sorted(finished, key=lambda one: one.value, reverse=best_first)[:top]
+        self.jobs = {one.number: [_again(one, n + 1) for n in range(seeds)] for one in self.trials}
+        self.failed: set[str] = set()
+
+    def next(self) -> Job | None:
+        for jobs in zip(*self.jobs.values(), strict=True):  # one seed of each, then the next seed
+            for job in jobs:
+                state = read_summary(job.run).get("state")
+                if state in self.over or job.key in self.failed:
+                    continue
+                if self.study.claim(job.key):
+                    return job
+        return None
+
+    def ended(self, job: Job, end: End) -> None:
+        if end.state == "failed":
+            self.failed.add(job.key)
+        self.study.release(job.key)
+
+    def results(self) -> list[Confirmed]:
+        """Best first; of the seeds that are done."""
+        found = []
+        for one in self.trials:
+            ended = [
+                j for j in self.jobs[one.number] if read_summary(j.run).get("state") in self.over
+            ]
+            values = {j.parameters["seed"]: self.study.reached(j, "finished") for j in ended}
+            if values:
+                told = " ".join(self.study.told(one.job))
+                found.append(Confirmed(one.job.key, one.job.run_id, told, one.value, values))
+        return sorted(found, key=lambda one: one.mean, reverse=self.study.goal == "maximize")
+
+
+def _again(one: Standing, offset: int) -> Job:
+    job = one.job
+    run_id = f"{job.run_id}-seed{offset}"
+    parameters = {**job.parameters, "seed": int(job.parameters.get("seed", 0)) + offset}
+    return Job(f"{job.key}-seed{offset}", run_id, parameters, job.run.with_name(run_id))
+
+
+def report(study: Study, confirmation: Confirmation) -> str:
+    """The table and the sentence; both go to confirm.json, too."""
+    results = confirmation.results()
+    told = {
+        "metric": study.metric,
+        "goal": study.goal,
+        "trials": [{**asdict(one), "mean": one.mean, "sd": one.sd} for one in results],
+        "sentence": verdict(results, study.metric),
+    }
+    with writing(study.folder / "confirm.json") as file:
+        file.write((json.dumps(told, indent=2) + "\n").encode())
+    lines = [f"{study.metric}, mean ± sd over other seeds (in the search):"]
+    for one in results:
+        sd = f" ± {one.sd:.4f}" if one.sd is not None else ""
+        lines.append(
+            f"  trial {one.trial}: {one.mean:.4f}{sd}, n = {len(one.values)} "
+            f"({one.in_search:.4f})  {one.searched}"
+        )
+    return "\n".join([*lines, told["sentence"], f"kept in {study.folder / 'confirm.json'}"])
+
+
+def verdict(results: Sequence[Confirmed], metric: str) -> str:
+    """Whether the best one's lead over the next is more than what other seeds do."""
+    if len(results) < 2:
+        return "one trial alone leads nobody" if results else "no seed is done"
+    first, second = results[:2]
+    lead = abs(first.mean - second.mean)
+    what = f"the lead of trial {first.trial} over trial {second.trial}, {lead:.4f} in {metric},"
+    fewest = min(len(first.values), len(second.values))
+    if fewest < 2:
+        return f"{what} cannot be told from noise by one seed; give --seeds 3 or more"
+    p = chance(list(first.values.values()), list(second.values.values()))
+    more = "is more than noise" if p < LIKELY else "is no more than noise"
+    return f"{what} {more} (Welch's t-test, {fewest} seeds each, p = {p:.2g})"
+
+
+def chance(one: Sequence[float], two: Sequence[float]) -> float:
+    """How often a lead like this comes by chance where there is none: Welch's p, two-sided."""
+    from scipy.stats import ttest_ind  # a second to import
+
+    if len(set(one)) == len(set(two)) == 1:  # no noise at all
+        return float(one[0] == two[0])
+    return float(ttest_ind(one, two, equal_var=False).pvalue)

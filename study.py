@@ -1,0 +1,342 @@
+"""A study: all that an offline sweep has tried, in a folder that several machines may share.
+
+sweeps/<name>/sweep.yaml       the sweep, as it was when the study began
+              study.journal    every trial, its parameters and its value, written by Optuna
+              trials/007.yaml  the parameters, as train.py has them; 007.log: what it printed
+              trials/007.lock  locked by the driver whose trial it is
+
+A driver that dies leaves its trials in the journal as running and their locks free: whoever comes
+next takes them up. What a trial has reached is read from its run's folder.
+"""
+
+import fcntl
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+import sweep_file
+from cli import Mistake
+from collection import best, read_history, read_summary
+from run_folder import is_in_use, new_id, writing
+from sweep_parameters import distribution
+from tracking import PROJECT
+from trial import Job, output_dir
+
+# What a study was made for; the rest of a sweep's file may change between two calls.
+FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
+STUDY = "sweep"  # its name in the journal
+ENDS = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class End:
+    """How a trial ended: one of ENDS, its value, and what it said if it failed."""
+
+    state: str
+    value: float | None
+    epochs: int
+    error: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial as `status` shows it. States: those of ENDS, running, waiting (to be taken up)."""
+
+    number: int
+    job: Job
+    state: str
+    epochs: int
+    value: float | None
+    error: tuple[str, ...]
+    seconds: float  # of its epochs, in all
+
+
+class JournalLock:
+    """flock for Optuna's journal: it ends with its process, however that ends. A line that a full
+    disk or a crash has cut is taken away, as it would spoil the next one.
+    """
+
+    def __init__(self, journal: Path):
+        self.journal, self.file = journal, None
+
+    def acquire(self) -> bool:
+        self.file = open(self.journal, "ab+")
+        fcntl.flock(self.file, fcntl.LOCK_EX)
+        size = self.file.seek(0, 2)
+        self.file.seek(max(size - 1, 0))
+        if size and self.file.read(1) != b"\n":
+            self.file.seek(0)
+            self.file.truncate(self.file.read().rfind(b"\n") + 1)
+        return True
+
+    def release(self) -> None:
+        self.file.close()
+
+
+class Study:
+    """Use `create` or `load`."""
+
+    def __init__(self, folder: Path, sweep: dict[str, Any], token: str, optuna_study, storage):
+        self.folder, self.sweep, self.token = folder, sweep, token
+        self.optuna, self.storage = optuna_study, storage
+        self.trials = folder / "trials"
+        self.claims: dict[str, IO] = {}
+        self._read: dict[Path, tuple[tuple, list]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def metric(self) -> str:
+        return self.sweep["metric"]["name"]
+
+    @property
+    def goal(self) -> str:
+        return self.sweep["metric"].get("goal", "minimize")
+
+    @property
+    def count(self) -> int | None:
+        """Trials in all, as the last `run` was told."""
+        return self.optuna.user_attrs.get("count")
+
+    @count.setter
+    def count(self, count: int | None) -> None:
+        if count != self.count:
+            self.optuna.set_user_attr("count", count)
+
+    @property
+    def project(self) -> str:
+        return os.environ.get("WANDB_PROJECT") or self.sweep.get("project") or PROJECT
+
+    @property
+    def searched(self) -> list[str]:
+        """The parameters that differ from trial to trial."""
+        parameters = self.sweep["parameters"]
+        return [key for key in parameters if distribution(parameters[key]) != "constant"]
+
+    def told(self, job: Job) -> list[str]:
+        """The searched parameters of a trial, for people."""
+        given = [(key, job.parameters[key]) for key in self.searched]
+        return [f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given]
+
+    def log(self, job: Job) -> Path:
+        return self.trials / f"{job.key}.log"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One driver at a time decides what is tried next, by which all others know of it."""
+        with open(self.folder / ".lock", "a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def claim(self, key: str) -> bool:
+        """Make a job ours, as long as we live."""
+        if key in self.claims:
+            return False
+        file = open(self.trials / f"{key}.lock", "a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self.claims[key] = file
+        return True
+
+    def release(self, key: str) -> None:
+        self.claims.pop(key).close()
+
+    def _is_claimed(self, key: str) -> bool:
+        if self.claim(key):
+            self.release(key)
+            return False
+        return True
+
+    def job(self, number: int, given: dict[str, Any]) -> Job:
+        """A trial by what the journal has of it."""
+        run, parameters = Path(given["run"]), given["parameters"]
+        if not run.parent.is_dir():  # moved, or seen from another machine
+            run = output_dir(self.sweep, parameters) / given["run_id"]
+        return Job(f"{number:03d}", given["run_id"], parameters, run)
+
+    def next(self, count: int | None) -> Job | None:
+        """A trial that nobody works on any more, else a new one up to `count`; it is ours now."""
+        with self.lock():
+            begun = 0
+            for trial in self.optuna.get_trials(deepcopy=False):
+                begun += "job" in trial.user_attrs
+                if trial.state.is_finished() or not self.claim(f"{trial.number:03d}"):
+                    continue
+                if "job" in trial.user_attrs:
+                    return self.job(trial.number, trial.user_attrs["job"])
+                self._forget(trial.number)
+            return None if count is not None and begun >= count else self._new()
+
+    def _forget(self, number: int) -> None:
+        """Its driver died before it began: not one of the study's trials."""
+        from search import FORGOTTEN, IMPUTED
+
+        self._fail(number, {FORGOTTEN: True, IMPUTED: None})
+        self.release(f"{number:03d}")
+
+    def _fail(self, number: int, attributes: dict[str, Any]) -> None:
+        from optuna.trial import TrialState
+
+        self._note(number, attributes)
+        self.optuna.tell(number, state=TrialState.FAIL)
+
+    def _note(self, number: int, attributes: dict[str, Any]) -> None:
+        trial_id = self.optuna.get_trials(deepcopy=False)[number]._trial_id
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial_id, key, value)
+
+    def _new(self) -> Job | None:
+        import search
+        from space import Space
+
+        space = Space(self.sweep["parameters"])
+        seed = int(self.token, 36)
+        trial = search.ask(self.optuna, space, self.sweep["method"], seed)
+        if trial is None:
+            return None  # the grid has no more points
+        claimed = self.claim(f"{trial.number:03d}")
+        assert claimed, "a new trial is known to nobody else"
+        values = space.values(trial.params)
+        run_id = f"{self.name}-{self.token}-{trial.number:03d}"
+        given = {"run_id": run_id, "parameters": values}
+        given["run"] = str(output_dir(self.sweep, values).resolve() / run_id)
+        trial.set_user_attr("job", given)
+        return self.job(trial.number, given)
+
+    def ended(self, job: Job, end: End) -> None:
+        """Write a trial's end down, once, and give it out of our hands."""
+        from search import IMPUTED
+
+        number = int(job.key)
+        self._note(number, {"end": asdict(end)})
+        if end.state != "failed":
+            self.optuna.tell(number, end.value)
+        elif end.value is not None and self.sweep["metric"].get("impute") in ("latest", "best"):
+            self._fail(number, {IMPUTED: end.value})
+        else:
+            self._fail(number, {})  # the search takes it for the worst of all
+        self.release(job.key)
+
+    def values(self, job: Job) -> list[float]:
+        """The metric after every epoch; read again only where the file has changed."""
+        return [row[self.metric] for row in self._history(job.run) if self.metric in row]
+
+    def _history(self, run: Path) -> list[dict[str, float]]:
+        try:
+            about = (run / "history.csv").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
+        if self._read.get(run, (None,))[0] != stamp:
+            self._read[run] = stamp, read_history(run)
+        return self._read[run][1]
+
+    def reached(self, job: Job, state: str) -> float | None:
+        """A run's value: the best over its epochs; of a failed one with `impute: latest`, the last;
+        where no epoch has the metric, the summary's.
+        """
+        values = self.values(job)
+        if state == "failed" and self.sweep["metric"].get("impute") == "latest":
+            values = values[-1:]
+        if not values:
+            told = read_summary(job.run).get(self.metric)
+            values = [told] if isinstance(told, int | float) else []
+        return best(values, self.goal)
+
+    def jobs(self) -> list[Job]:
+        """All trials, by their numbers."""
+        return [
+            self.job(trial.number, trial.user_attrs["job"])
+            for trial in self.optuna.get_trials(deepcopy=False)
+            if "job" in trial.user_attrs
+        ]
+
+    def standings(self) -> list[Standing]:
+        found = []
+        for trial in self.optuna.get_trials(deepcopy=False):
+            if "job" in trial.user_attrs:
+                found.append(self._standing(trial))
+        return found
+
+    def _standing(self, trial) -> Standing:
+        job = self.job(trial.number, trial.user_attrs["job"])
+        rows = self._history(job.run)
+        seconds = sum(row.get("time/epoch_s", 0) for row in rows)
+        if trial.state.is_finished():
+            end = trial.user_attrs["end"]
+            state, value, error = end["state"], end["value"], tuple(end["error"])
+            return Standing(trial.number, job, state, end["epochs"], value, error, seconds)
+        state = "running" if self._is_claimed(job.key) or is_in_use(job.run) else "waiting"
+        value = self.reached(job, state)
+        return Standing(trial.number, job, state, len(rows), value, (), seconds)
+
+
+def folder_of(sweep: dict[str, Any], file: Path) -> Path:
+    """`sweeps/<name>`, where no other is given."""
+    name = str(sweep.get("name") or file.stem)
+    return Path("sweeps") / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:60] or "sweep")
+
+
+def create(folder: Path, sweep: dict[str, Any]) -> Study:
+    """The study in `folder`, made where there is none; a Mistake where it is of another sweep."""
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mistake(f"--dir {folder}: {error.filename} is a file") from error
+    with open(folder / ".lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        kept = folder / "sweep.yaml"
+        if kept.is_file():
+            _compare(sweep_file.read(kept), sweep, folder)
+        study = _open(folder, sweep)
+        if not kept.is_file():
+            with writing(kept) as opened:
+                opened.write(yaml.safe_dump(sweep, sort_keys=False).encode())
+    return study
+
+
+def load(folder: Path) -> Study:
+    if not (folder / "sweep.yaml").is_file():
+        raise Mistake(f"{folder} is no study: `python sweep.py run FILE --dir {folder}` makes one")
+    return _open(folder, sweep_file.read(folder / "sweep.yaml"))
+
+
+def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> None:
+    for key in FIXED:
+        if before.get(key) != sweep.get(key):
+            raise Mistake(
+                f"{folder} is a study with another `{key}`; give another --dir (or another `name`)"
+            )
+
+
+def _open(folder: Path, sweep: dict[str, Any]) -> Study:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    journal = folder / "study.journal"
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+        if not storage.get_all_studies():
+            direction = sweep["metric"].get("goal", "minimize")
+            made = optuna.create_study(storage=storage, study_name=STUDY, direction=direction)
+            made.set_user_attr("token", new_id()[:4])
+        study = optuna.load_study(study_name=STUDY, storage=storage)
+        return Study(folder, sweep, study.user_attrs["token"], study, storage)
+    except (json.JSONDecodeError, KeyError, AssertionError) as error:
+        raise Mistake(f"{journal}: this is no journal of a study ({error})") from error

@@ -1,0 +1,336 @@
+"""Sweeps without a server: the driver with a stand-in for train.py, and once with the real one."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import REPO, assert_mistake, run
+from runs import history_lines, offline_record, summary
+
+STUB = REPO / "tests" / "stub.py"
+TIMEOUT_S = 90
+HOME = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}  # which no trial must heed
+
+
+class Offline:
+    """`python sweep.py run` in a folder of its own."""
+
+    def __init__(self, folder: Path, **changed):
+        self.folder, self.dir, self.drivers = folder, folder / "sweeps" / "s", []
+        sweep = {
+            "program": str(STUB),
+            "name": "s",
+            "method": "random",
+            "metric": {"name": "val/acc", "goal": "maximize"},
+            "parameters": {
+                "max_lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 10.0},
+                "aug_strength": {"min": 0.0, "max": 2.0},
+                "epochs": {"value": 4},
+            },
+        }
+        for key, value in changed.items():
+            sweep[key] = {**sweep[key], **value} if key == "parameters" else value
+        (folder / "s.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
+        log = open(self.folder / f"driver{len(self.drivers)}.txt", "w")
+        driver = subprocess.Popen(
+            [sys.executable, REPO / "sweep.py", *(arguments or ("run", "s.yaml"))],
+            cwd=self.folder,
+            env={**os.environ, **env},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.drivers.append(driver)
+        return driver
+
+    def run(self, *arguments: str, **env: str) -> str:
+        """To its end; what it printed."""
+        driver = self.start("run", "s.yaml", *arguments, **env)
+        assert driver.wait(TIMEOUT_S) == 0, self.text()
+        return self.text()
+
+    def text(self, number: int = -1) -> str:
+        return (self.folder / f"driver{number % len(self.drivers)}.txt").read_text()
+
+    def until(self, happened) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not happened():
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.02)
+
+    def journal(self) -> dict[int, dict]:
+        """The trials by their numbers, read from the file itself: parameters, values, ends."""
+        trials: dict[int, dict] = {}
+        for line in (self.dir / "study.journal").read_text().splitlines():
+            told = json.loads(line)
+            if told["op_code"] == 4:
+                trials[len(trials)] = {"told": []}
+            elif "trial_id" in told:
+                trial = trials[told["trial_id"]]
+                trial |= told.get("user_attr", {})
+                if told["op_code"] == 6 and told["state"] != 0:
+                    trial["told"].append(told["values"])
+        return trials
+
+    def starts(self) -> list[list[str]]:
+        path = self.folder / "starts.txt"
+        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+    def rows(self) -> list[int]:
+        """How many epochs each run has."""
+        return [len(history_lines(run)) - 1 for run in sorted((self.folder / "runs").glob("s-*"))]
+
+    def processes(self) -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                here = (path / "cwd").resolve() == self.folder.resolve()
+                if here and b"stub.py" in (path / "cmdline").read_bytes():
+                    found.append(int(path.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
+
+@pytest.fixture
+def offline(tmp_path):
+    made = []
+
+    def make(**changed) -> Offline:
+        made.append(Offline(tmp_path, **changed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for driver in one.drivers:
+            driver.kill()
+            driver.wait()
+        for pid in one.processes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_runs_counts_in_all_and_shows_how_it_stands(offline):
+    made = offline(metric={"name": "val/acc", "goal": "maximize", "impute": "latest"})
+    assert "trial 002 finished" in made.run("--count", "3", "--workers", "2")
+    assert "nothing" not in made.run("--count", "3")
+    assert len(made.starts()) == 6  # three begins, three ends: the second call began none
+    told = made.run("--count", "5", "--workers", "2")
+    assert "5 of 5 trials: 5 finished" in told
+    trials = made.journal()
+    assert len(trials) == 5
+    best = max(trial["told"][0][0] for trial in trials.values())
+    assert f"best val/acc {best:.4f}" in told
+    for number, trial in trials.items():
+        given = yaml.safe_load((made.dir / "trials" / f"{number:03d}.yaml").read_text())
+        assert 0.001 <= given["max_lr"]["value"] <= 10
+        assert 0 <= given["aug_strength"]["value"] <= 2
+        assert trial["end"]["epochs"] == 4
+        (value,) = trial["told"]
+        assert value == [trial["end"]["value"]]
+        assert Path(trial["job"]["run"]).name == trial["job"]["run_id"]
+    status = run("sweep.py", "status", made.dir)
+    assert status.returncode == 0
+    assert re.search(r"004 +finished +4/4 ", status.stdout)
+    assert "5 of 5 trials" in status.stdout
+
+
+def test_a_study_is_of_one_sweep(offline, tmp_path):
+    made = offline()
+    made.run("--count", "1")
+    changed = offline(parameters={"max_lr": {"min": 0.1, "max": 1.0}})
+    assert changed.start().wait(TIMEOUT_S) == 2
+    assert "another `parameters`; give another --dir" in changed.text()
+    assert len(changed.text().splitlines()) == 1
+    assert_mistake(run("sweep.py", "status", tmp_path / "none"), "is no study")
+    assert_mistake(run("sweep.py", "run", tmp_path / "s.yaml", "--count", "0"), "--count")
+    (tmp_path / "file").write_text("")
+    made = run("sweep.py", "run", tmp_path / "s.yaml", "--dir", tmp_path / "file", cwd=tmp_path)
+    assert_mistake(made, "is a file")
+
+
+@pytest.mark.parametrize(
+    "whom",
+    [
+        pytest.param("driver", id="the driver alone"),
+        pytest.param("all", id="the driver and its trials"),
+        pytest.param("trials", id="trials alone"),
+    ],
+)
+def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(offline, whom):
+    made = offline(parameters={"epochs": {"value": 6}})
+    dice = random.Random(whom)
+    for _ in range(3):
+        begun = len(made.starts())
+        driver = made.start("run", "s.yaml", "--count", "6", "--workers", "2")
+        made.until(lambda begun=begun: len(made.starts()) > begun)
+        time.sleep(dice.uniform(0, 0.8))
+        if whom != "trials":
+            driver.kill()
+            driver.wait()
+        if whom != "driver":
+            for pid in made.processes():
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.3)
+        if whom == "trials":
+            driver.terminate()
+            driver.wait(TIMEOUT_S)
+    text = made.run("--count", "6", "--workers", "2")
+    assert "6 of 6 trials: 6 finished" in text
+    assert made.rows() == [6] * 6
+    assert [len(trial["told"]) for trial in made.journal().values()] == [1] * 6
+    assert "collision" not in [start[0] for start in made.starts()]
+    assert made.processes() == []
+
+
+def test_two_drivers_share_a_study(offline):
+    made = offline(method="bayes", parameters={"epochs": {"value": 8}})
+    first, second = (made.start("run", "s.yaml", "--count", "7") for _ in range(2))
+    assert [first.wait(TIMEOUT_S), second.wait(TIMEOUT_S)] == [0, 0], made.text()
+    trials = made.journal()
+    assert len(trials) == 7
+    assert all(len(trial["told"]) == 1 for trial in trials.values())
+    drawn = {(t["job"]["parameters"]["max_lr"]) for t in trials.values()}
+    assert len(drawn) == 7
+    begun = [set(re.findall(r"trial (\d+) begins", made.text(n))) for n in (0, 1)]
+    assert begun[0] and begun[1] and not begun[0] & begun[1]
+    assert len(begun[0] | begun[1]) == 7
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_asked_to_end_it_saves_its_trials_and_goes_on(offline, number, status):
+    made = offline(parameters={"epochs": {"value": 20}})
+    driver = made.start("run", "s.yaml", "--count", "2", "--workers", "2")
+    made.until(lambda: sum(made.rows()) >= 4)
+    driver.send_signal(number)
+    assert driver.wait(TIMEOUT_S) == status
+    assert "2 trials are saved; the same call goes on" in made.text()
+    runs = sorted((made.folder / "runs").glob("s-*"))
+    assert [summary(run)["state"] for run in runs] == ["preempted"] * 2
+    before = [history_lines(run) for run in runs]
+    assert re.search(r"000 +waiting", run("sweep.py", "status", made.dir).stdout)
+    assert "begins again" in made.run("--count", "2", "--workers", "2")
+    for folder, lines in zip(runs, before, strict=True):
+        assert history_lines(folder)[: len(lines)] == lines
+    assert made.rows() == [20, 20]
+
+
+def test_a_failing_trial_does_not_end_the_sweep(offline):
+    made = offline(
+        method="grid",
+        parameters={
+            "split_seed": {"values": [1, 13, 2]},
+            "max_lr": {"value": 0.1},
+            "aug_strength": {"value": 1.0},
+        },
+    )
+    text = made.run()
+    assert "trial 001 failed (1 of at most 5 in a row): error: split_seed 13 brings bad" in text
+    assert "3 trials: 2 finished, 1 failed" in text
+    status = run("sweep.py", "status", made.dir)
+    assert "trial 001 failed: error: split_seed 13 brings bad luck" in status.stdout
+
+
+def test_failures_in_a_row_end_it(offline):
+    made = offline(parameters={"split_seed": {"value": 13}})
+    driver = made.start("run", "s.yaml", "--count", "9", "--max-failures", "2")
+    assert driver.wait(TIMEOUT_S) == 1
+    assert "2 failures in a row: no more trials are started" in made.text()
+    assert len(made.journal()) == 2
+
+
+def test_hyperband_stops_what_has_no_hope(offline):
+    made = offline(
+        method="grid",
+        early_terminate={"type": "hyperband", "min_iter": 2, "eta": 3},
+        parameters={
+            "max_lr": {"values": [0.1, 0.2, 1.0, 5.0]},
+            "aug_strength": {"value": 1.0},
+            "epochs": {"value": 20},
+        },
+    )
+    text = made.run(STUB_EPOCH_S="0.15")
+    assert "trial 000 finished: val/acc 0.9850, 20 epochs" in text
+    ends = [trial["end"] for trial in made.journal().values()]
+    assert [end["state"] for end in ends] == ["finished", "stopped", "stopped", "stopped"]
+    for end, trial, rows in zip(ends, made.journal().values(), made.rows(), strict=True):
+        assert trial["told"] == [[end["value"]]]  # its score counts
+        assert end["epochs"] == rows
+    assert max(rows for rows in made.rows()[1:]) < 10
+
+
+def test_a_journal_that_was_cut_goes_on(offline):
+    made = offline()
+    made.run("--count", "1")
+    with open(made.dir / "study.journal", "a") as journal:
+        journal.write('{"op_code": 4, "worker_id": "x')  # as a full disk leaves it
+    assert "2 of 2 trials: 2 finished" in made.run("--count", "2")
+
+
+def test_the_next_trial_begins_within_a_second(offline):
+    made = offline(parameters={"epochs": {"value": 3}})
+    made.run("--count", "4")
+    told = made.starts()
+    ends = [float(one[4]) for one in told if one[0] == "end"]
+    begins = [float(one[3]) for one in told if one[0] == "begin"]  # its own first line
+    gaps = [begin - end for begin, end in zip(begins[1:], ends, strict=False)]
+    assert len(gaps) == 3
+    assert min(gaps) < 1, gaps  # the machine may be busy with other tests
+
+
+def test_confirm_tells_whether_the_lead_is_noise(offline):
+    made = offline(
+        method="grid",
+        parameters={"max_lr": {"values": [0.1, 0.11, 1.0]}, "aug_strength": {"value": 1.0}},
+    )
+    made.run(STUB_EPOCH_S="0.02")
+    driver = made.start("confirm", str(made.dir), "--top", "3", "--workers", "2")
+    assert driver.wait(TIMEOUT_S) == 0, made.text()
+    assert (
+        "the lead of trial 000 over trial 001, 0.0002 in val/acc, is no more than noise"
+        in made.text()
+    )
+    kept = json.loads((made.dir / "confirm.json").read_text())
+    seeds = [sorted(trial["values"]) for trial in kept["trials"]]
+    assert seeds == [["1", "2", "3"]] * 3
+    assert kept["trials"][0]["mean"] == pytest.approx(0.925 + 0.002)
+    assert kept["trials"][0]["sd"] == pytest.approx(0.001)
+    begun = len(made.starts())
+    again = made.start("confirm", str(made.dir), "--top", "3")
+    assert again.wait(TIMEOUT_S) == 0
+    assert len(made.starts()) == begun  # all is done
+    assert len(made.journal()) == 3  # no trials of the search
+
+
+def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
+    """Two trials of the real train.py, with a command that passes no arguments."""
+    sweep = yaml.safe_load((REPO / "sweep.yaml").read_text())
+    fixed = {"dataset": "shapes", "data_dir": str(shapes_dir), "model": "small", "epochs": 2}
+    fixed |= {"image_size": 16, "batch_size": 16, "workers": 0, "mistakes": 4}
+    sweep["parameters"] |= {key: {"value": value} for key, value in fixed.items()}
+    sweep |= {"program": str(REPO / "train.py"), "run_cap": 2}
+    sweep["command"] = ["${env}", "${interpreter}", "${program}"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    done = run("sweep.py", "run", "sweep.yaml", "--workers", "2", cwd=tmp_path, **HOME)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 trials: 2 finished" in done.stdout
+    for folder in (tmp_path / "runs").iterdir():
+        assert summary(folder)["state"] == "finished"
+        given = tmp_path / "sweeps" / "lr-and-augmentation" / "trials" / f"{folder.name[-3:]}.yaml"
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        for key, value in yaml.safe_load(given.read_text()).items():
+            assert key == "wandb_version" or config[key] == value["value"]
+        record = json.dumps(offline_record(folder))
+        assert '"run_group": "lr-and-augmentation"' in record, record[:2000]

@@ -1,0 +1,349 @@
+"""`sweep.py push`: offline runs to the server, by the real client, against the stand-in."""
+
+import dataclasses
+import fcntl
+import json
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from test_sweep_online import assert_whole
+from wandb_server import ENTITY, WandbServer
+
+from conftest import REPO, all_files
+from runs import PAUSES, Run, history, summary
+
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_PROJECT": "tinysweep", "WANDB_RUN_GROUP": "study"}
+HEADER = b":W&B\xe1\xbe\x00"  # all that is left of a run that was killed at its start
+CALL = """
+import arrived, push
+from pathlib import Path
+arrived.TIMEOUT_S, arrived.GRACE_S = 2, 2
+runs, place = [Path(path) for path in {runs}], Path({folder!r})
+call = lambda _: push.push("study", runs, place / "sweep.yaml", place / "pushed.json")
+train.command = call
+"""
+IMPATIENT = {  # where the server goes away
+    f"WANDB_X_{what}_RETRY_{key}": "1"
+    for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
+    for key in ("MAX", "WAIT_MIN_SECONDS", "WAIT_MAX_SECONDS")
+}
+CHANGES = ("Upsert", "Create", "Commit")  # how the names of operations begin that are no questions
+
+
+@pytest.fixture
+def server():
+    with WandbServer() as started:
+        yield started
+        assert started.unknown == []
+
+
+@pytest.fixture(scope="module")
+def made(start, tmp_path_factory) -> dict[str, Path]:
+    """Offline runs: `whole`; `moved`, which was preempted, resumed and then moved."""
+    base = tmp_path_factory.mktemp("made")
+    whole = start(base / "whole", "whole", env=OFFLINE, epochs=1, mistakes=4)
+    moved = start(base / "first", "moved", PAUSES["training"], env=OFFLINE, epochs=2, mistakes=4)
+    moved.until_epoch(1)
+    moved.signal(signal.SIGUSR1)
+    assert moved.wait() == 143, moved.text
+    moved = start(base / "first", "moved", env=OFFLINE, epochs=2, mistakes=4)
+    assert (whole.wait(), moved.wait()) == (0, 0), whole.text + moved.text
+    (base / "first").rename(base / "second")
+    return {"whole": whole.folder, "moved": base / "second" / "runs" / "moved"}
+
+
+@pytest.fixture
+def study(tmp_path, zygote, server, made):
+    return Study(tmp_path, zygote, server, made)
+
+
+class Study:
+    """Copies of the runs that were made, to be pushed."""
+
+    def __init__(self, folder: Path, zygote, server: WandbServer, made: dict[str, Path]):
+        self.folder, self.zygote, self.server, self.made = folder, zygote, server, made
+        shutil.copy(REPO / "sweep.yaml", folder)
+        self.runs: list[Path] = []
+
+    def add(self, name: str) -> Path:
+        path = self.folder / "runs" / name
+        shutil.copytree(self.made[name], path, symlinks=True)
+        self.runs.append(path)
+        return path
+
+    def start(self, patch: str = "", **env: str) -> Run:
+        runs = [str(path) for path in self.runs]
+        code = CALL.format(runs=runs, folder=str(self.folder)) + patch
+        env = {**self.server.env, **env}
+        run = Run(self.zygote, self.folder, run_id="", patch=code, **env)
+        run.timeout_s = 100
+        return run
+
+    def push(self, **env: str) -> tuple[int, str]:
+        run = self.start(**env)
+        return run.wait(), run.text
+
+    def state(self, name: str, **changed) -> None:
+        """As if a run had ended otherwise."""
+        path = self.folder / "runs" / name
+        (path / "summary.json").write_text(json.dumps({**summary(path), **changed}))
+
+    def assert_whole(self, name: str) -> None:
+        run, folder = self.server.runs[name], self.folder / "runs" / name
+        assert (run.exit_code, run.state) == (0, "finished")
+        # Where the table was logged again the first row stays, too.
+        *spare, _ = (row for row in run.history if "val/mistakes" in row)
+        assert len(spare) <= 1
+        rows = [row for row in run.history if row not in spare]
+        steps = [row["train/step"] for row in rows if "train/step" in row]
+        assert len(steps) >= 7 * len(history(folder))
+        assert name == "moved" or len(steps) == len(set(steps))  # a killed epoch may be there twice
+        assert_whole(self.server, dataclasses.replace(run, history=rows), folder)
+        for path in folder.rglob("offline-run-*/files/media/images/**/*.*"):
+            assert run.files[str(path).split("/files/")[1]] == path.read_bytes()
+
+
+def changes(server: WandbServer) -> list[str]:
+    return [name for name in server.seen if name.startswith(CHANGES)]
+
+
+def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, server):
+    whole, moved = study.add("whole"), study.add("moved")
+    assert len(list(moved.glob("wandb/offline-run-*"))) == 2
+    killed = whole / "wandb" / "offline-run-20260101_000000-whole"
+    killed.mkdir()
+    (killed / "run-whole.wandb").write_bytes(HEADER)
+    shutil.copytree(whole, study.folder / "runs" / "waiting")
+    study.runs.append(study.folder / "runs" / "waiting")
+    study.state("waiting", state="preempted")
+    status, text = study.push(WANDB_MODE="offline", WANDB_RUN_ID="other", WANDB_SWEEP_ID="other")
+    assert status == 0, text
+    study.assert_whole("whole")
+    study.assert_whole("moved")
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == ["whole", "moved"]
+    assert sweep.config["name"] == "study"
+    assert "WANDB_MODE=offline" in text
+    assert "moved: has arrived; logged again: the model, the table of mistakes" in text
+    assert "2 of 2 ended runs are whole" in text
+    assert "left out until they have ended: waiting" in text
+    agent = f"wandb agent {ENTITY}/tinysweep/{sweep.name}"
+    assert agent in text
+    del server.seen[:]
+    status, text = study.push()
+    assert status == 0
+    assert agent in text
+    assert changes(server) == []
+    assert len(server.sweeps) == 1
+
+
+MISTAKES = {
+    "no login": ({"WANDB_API_KEY": ""}, 2, "wandb login"),
+    "a wrong key": ({"WANDB_API_KEY": "1" * 40}, 2, "refuses the login"),
+    "a key of no valid form": ({"WANDB_API_KEY": "secret"}, 2, "refuses the login"),
+    "a dead server": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, 1, "cannot be reached"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_push_that_cannot_begin_changes_nothing(study, server, mistake):
+    env, status, words = MISTAKES[mistake]
+    study.add("whole")
+    before = all_files(study.folder / "runs")
+    told, text = study.push(**env)
+    assert told == status, text
+    assert len(text.splitlines()) == 1
+    assert words in text
+    assert not env.get("WANDB_API_KEY") or env["WANDB_API_KEY"] not in text
+    assert all_files(study.folder / "runs") == before
+    assert not (study.folder / "pushed.json").exists()
+    assert changes(server) == []
+
+
+def interrupt(server: WandbServer, operation: str, is_done: bool, act: Callable[[], None]) -> None:
+    """`act` when this operation is asked for the first time; it is not answered."""
+    real = getattr(server, operation)
+
+    def once(*asked):
+        setattr(server, operation, real)
+        if is_done:
+            real(*asked)
+        act()
+        raise ConnectionError
+
+    setattr(server, operation, once)
+
+
+PLACES = [  # an operation of the server, whether it is done before all breaks off
+    ("upsert_bucket", True),
+    ("commit_artifact", False),
+    ("file_stream", False),
+    ("file_stream", True),
+    ("artifact_type", False),  # the moved run is open again
+    ("upsert_sweep", False),
+    ("upsert_sweep", True),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operation", "is_done"), PLACES)
+def test_the_server_goes_away_and_push_is_called_again(study, server, operation, is_done):
+    name = "moved" if operation == "artifact_type" else "whole"
+    study.add(name)
+    interrupt(server, operation, is_done, lambda: server.go_away(3600))
+    status, text = study.push(**IMPATIENT)
+    assert status == 1, text
+    assert "Traceback" not in text
+    assert "push again" in text or "made no sweep" in text
+    server.down_until = 0.0
+    status, text = study.push()
+    assert status == 0, text
+    study.assert_whole(name)
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("operation", "is_done"), [PLACES[i] for i in (1, 3, 4, 6)])
+def test_push_is_killed_and_called_again(study, server, operation, is_done):
+    name = "moved" if operation == "artifact_type" else "whole"
+    study.add(name)
+    reached = threading.Event()
+    interrupt(server, operation, is_done, reached.set)
+    run = study.start()
+    run.until(reached.is_set)
+    run.kill()
+    status, text = study.push()
+    assert status == 0, text
+    study.assert_whole(name)
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [3, 9, 12])  # before and after the epoch, and its panel
+def test_a_record_that_broke_off_goes_on_where_it_did(study, server, rows):
+    study.add("whole")
+    real, reached = server.file_stream, threading.Event()
+
+    def in_part(name: str, sent: dict) -> dict:
+        lines = sent.get("files", {}).get("wandb-history.jsonl", {"content": []})["content"]
+        if reached.is_set():
+            raise ConnectionError
+        if len(server.runs[name].history) + len(lines) < rows:
+            return real(name, sent)
+        del lines[rows - len(server.runs[name].history) :]
+        real(name, {"files": {"wandb-history.jsonl": sent["files"]["wandb-history.jsonl"]}})
+        reached.set()
+        raise ConnectionError
+
+    server.file_stream = in_part
+    run = study.start()
+    run.until(reached.is_set)
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert "Traceback" not in run.text
+    assert len(server.runs["whole"].history) == rows
+    server.file_stream = real
+    status, text = study.push()
+    assert status == 0, text
+    study.assert_whole("whole")
+
+
+@pytest.mark.slow
+def test_later_runs_join_the_sweep_and_a_lost_record_harms_nothing(study, server):
+    study.add("whole")
+    assert study.push()[0] == 0
+    study.add("moved")
+    status, text = study.push()
+    assert status == 0, text
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == ["whole"]
+    assert {run.sweep for run in server.runs.values()} == {sweep.name}
+    study.assert_whole("moved")
+    for lost in (False, True):
+        del server.seen[:]
+        if lost:
+            (study.folder / "pushed.json").unlink()
+        status, text = study.push()
+        assert status == 0, text
+        assert f"/{sweep.name}" in text
+        assert changes(server) == []
+    status, text = study.push(WANDB_PROJECT="other")
+    assert status == 2
+    assert "pushed.json" in text
+    assert len(text.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_without_the_data_all_but_the_mistakes_arrives(study, server):
+    moved = study.add("moved")
+    config = (moved / "config.yaml").read_text()
+    data_dir = yaml.safe_load(config)["data_dir"]
+    (moved / "config.yaml").write_text(config.replace(data_dir, "/nowhere"))
+    for seen in ({"CreateArtifact", "UpsertSweep"}, set()):  # the second has nothing to do
+        del server.seen[:]
+        status, text = study.push()
+        assert status == 1
+        (line,) = (line for line in text.splitlines() if line.startswith("moved:"))
+        assert "not there: the table of mistakes (" in line
+        assert "/nowhere is not here" in line
+        assert seen <= set(changes(server))
+        assert seen or changes(server) == []
+    (model,) = (one for one in server.artifacts.values() if one.type == "model")
+    assert model.files["best.pt"] == (moved / "best.pt").read_bytes()
+    (moved / "config.yaml").write_text(config)
+    status, text = study.push()
+    assert status == 0, text
+    study.assert_whole("moved")
+
+
+@pytest.mark.slow
+def test_epochs_that_no_record_has_come_from_the_history(study, server):
+    moved = study.add("moved")
+    first, _ = sorted((moved / "wandb").glob("offline-run-*"))
+    shutil.rmtree(first)
+    status, text = study.push()
+    assert status == 0, text
+    assert "logged again: the epochs" in text
+    run, (one, two) = server.runs["moved"], history(moved)
+    assert sorted(row["epoch"] for row in run.history if "val/acc" in row) == [1, 2]
+    (again,) = (row for row in run.history if row.get("epoch") == 1 and "val/acc" in row)
+    assert {key: again[key] for key in one} == {key: float(one[key]) for key in one}
+    assert run.summary["val/acc"] == float(two["val/acc"])
+
+
+@pytest.mark.slow
+def test_failed_runs(study, server, start):
+    """One that failed after an epoch counts for the search; one that failed before has no value."""
+    study.add("whole")
+    study.state("whole", state="failed")  # its record says otherwise
+    patch = """
+import learner
+real = learner.Learner._loss
+learner.Learner._loss = lambda self, *given: real(self, *given) * float("nan")
+"""
+    early = start(study.folder, "early", patch, env=OFFLINE, epochs=1, mistakes=4)
+    assert early.wait() == 1
+    study.runs.append(early.folder)
+    status, text = study.push()
+    assert status == 0, text
+    assert [run.state for run in server.runs.values()] == ["failed", "failed"]
+    assert sum("val/acc" in row for row in server.runs["whole"].history) == 1
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == ["whole"]
+    assert "ended before an epoch, so not given to the sweep: early" in text
+
+
+def test_two_pushes_at_once_are_refused(study):
+    study.add("whole")
+    with open(study.folder / ".pushed.json.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, text = study.push()
+    assert status == 2
+    assert "another process" in text

@@ -1,0 +1,137 @@
+"""A trial's command and output, and what is told of a study: by tables."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from collection import best, read_history
+from confirmation import Confirmed, verdict
+from run_folder import is_in_use
+from standings import in_words, seconds_left
+from study import Standing
+from trial import Job, command_of, last_lines, output_dir
+
+GIVEN = {"max_lr": 0.1, "amp": False, "flip": True, "model": "small"}
+HEAD = ["/usr/bin/env", sys.executable, "train.py"]
+
+
+@pytest.mark.parametrize(
+    ("command", "called"),
+    [
+        (None, [*HEAD, "--max_lr=0.1", "--amp=False", "--flip=True", "--model=small"]),
+        (["${program}", "${args_no_boolean_flags}"],
+         ["train.py", "--max_lr=0.1", "--flip", "--model=small"]),
+        (["${args_no_hyphens}"], ["max_lr=0.1", "amp=False", "flip=True", "model=small"]),
+        (["${args_no_equals}"],
+         ["--max_lr", "0.1", "--amp", "False", "--flip", "True", "--model", "small"]),
+        (["a", "${args_json}"],
+         ["a", '{"max_lr": 0.1, "amp": false, "flip": true, "model": "small"}']),
+        (["--home=${envvar:TINYSWEEP_HOME}", 3], ["--home=/there", "3"]),
+    ],
+)  # fmt: skip
+def test_command(command, called, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYSWEEP_HOME", "/there")
+    sweep = {"program": "train.py", "command": command}
+    assert command_of(sweep, GIVEN, tmp_path / "args.json") == called
+    assert sweep["command"] == command  # as it was
+
+
+def test_command_with_a_file(tmp_path):
+    sweep = {"program": "train.py", "command": ["${args_json_file}"]}
+    (path,) = command_of(sweep, GIVEN, tmp_path / "args.json")
+    assert '"max_lr": 0.1' in Path(path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "parameters", "expected"),
+    [
+        (None, {}, "runs"),
+        (["${program}", "--output_dir=a b"], {}, "a b"),
+        (["${program}", "--output_dir=a"], {"output_dir": "b"}, "b"),
+    ],
+)
+def test_output_dir(command, parameters, expected):
+    assert output_dir({"command": command}, parameters) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "goal", "expected"),
+    [
+        ([0.1, 0.3, 0.2], "maximize", 0.3),
+        ([0.1, 0.3, 0.2], "minimize", 0.1),
+        ([float("nan"), 0.2, float("inf")], "maximize", 0.2),
+        ([], "maximize", None),
+        ([float("nan")], "minimize", None),
+    ],
+)
+def test_best(values, goal, expected):
+    assert best(values, goal) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("hello\nerror: no such data\n", ["error: no such data"]),
+        ("Traceback (most recent call last):\n  x\nValueError: bad\nbye\n", ["ValueError: bad"]),
+        ("torch.OutOfMemoryError: CUDA\n", ["torch.OutOfMemoryError: CUDA"]),
+        ("a\n\nb\nc\nd\n", ["b", "c", "d"]),
+        ("", []),
+    ],
+)
+def test_last_lines(text, expected, tmp_path):
+    (tmp_path / "log").write_text("error: an earlier one\n" + text)
+    assert last_lines(tmp_path / "log", len("error: an earlier one\n")) == expected
+
+
+def test_a_folder_without_a_run(tmp_path):
+    assert last_lines(tmp_path / "none") == []
+    assert read_history(tmp_path / "none") == []
+    assert not is_in_use(tmp_path / "none")
+
+
+def standing(state: str, epochs: int, seconds: float) -> Standing:
+    job = Job("000", "id", {"epochs": 10}, Path("runs/id"))
+    return Standing(0, job, state, epochs, None, (), seconds)
+
+
+@pytest.mark.parametrize(
+    ("standings", "count", "workers", "expected"),
+    [
+        ([standing("finished", 10, 100)], 3, 1, 200),  # two more of 10 epochs, 10 s each
+        ([standing("stopped", 5, 50)], 3, 2, 50),  # usual: 5 epochs
+        ([standing("running", 4, 40)], 1, 1, 60),
+        ([standing("finished", 10, 100), standing("running", 5, 50)], 4, 2, 125),
+        ([standing("finished", 10, 100)], None, 1, None),
+        ([standing("running", 0, 0)], 3, 1, None),
+        ([standing("finished", 10, 100)], 1, 0, None),
+    ],
+)
+def test_time_left(standings, count, workers, expected):
+    assert seconds_left(standings, count, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(20, "20 s"), (100, "2 min"), (3600, "1 h 0 min"), (7980, "2 h 13 min")]
+)
+def test_time_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "words"),
+    [
+        ([0.60, 0.61, 0.62], [0.50, 0.51, 0.52], "is more than noise"),
+        ([0.60, 0.51, 0.72], [0.50, 0.61, 0.62], "is no more than noise"),
+        ([0.6], [0.5], "cannot be told from noise by one seed"),
+        ([0.6, 0.6], [0.5, 0.5], "is more than noise"),  # no noise at all
+        ([0.6, 0.6], [0.6, 0.6], "is no more than noise"),
+    ],
+)
+def test_verdict(one, two, words):
+    confirmed = [
+        Confirmed(key, key, "", 0.6, dict(enumerate(values)))
+        for key, values in (("001", one), ("002", two))
+    ]
+    assert words in verdict(confirmed, "val/acc")
+    assert "leads nobody" in verdict(confirmed[:1], "val/acc")
