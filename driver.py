@@ -220,9 +220,8 @@ class Driver:
     def end(self) -> None:
         """Save all that is at work."""
         working = [slot for slot in self.slots if slot.trial is not None]
-        if not working:
-            return
-        self.say(f"{len(working)} trials are saved; the same call goes on with them")
+        if working:
+            self.say(f"{len(working)} trials are saved; the same call goes on with them")
         for slot in working:
             slot.trial.save()
         deadline = time.monotonic() + KILL_AFTER_S
@@ -231,3 +230,6 @@ class Driver:
                 if self.urgent or time.monotonic() > deadline:
                     slot.trial.kill()
                 time.sleep(0.05)
+        for slot in self.slots:
+            if slot.job is not None:
+                self.study.release(slot.job.key)

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -130,6 +130,5 @@ class Board:
         self.shown_at = self.clock()
         standings = self.study.standings()
         made = table(self.study, standings, self.console.height - FRAME_ROWS)
-        made.caption = Text(sentence(self.study, standings))
-        made.caption_justify = "left"
-        self.live.update(made, refresh=True)
+        told = Text(sentence(self.study, standings), overflow="fold")
+        self.live.update(Group(made, told), refresh=True)

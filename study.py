@@ -294,8 +294,10 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
     """The study in `folder`, made where there is none; a Mistake where it is of another sweep."""
     try:
         (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
+    except FileExistsError as error:
         raise Mistake(f"--dir {folder}: {error.filename} is a file") from error
+    except OSError as error:
+        raise Mistake(f"--dir {folder}: {error.strerror}") from error
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         kept = folder / "sweep.yaml"

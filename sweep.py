@@ -15,6 +15,7 @@ python sweep.py agents ENTITY/tinysweep/ID --workers 4  four agents on the CPU's
 python sweep.py agents ENTITY/tinysweep/ID --print-slurm > sweep.sbatch
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -102,10 +103,9 @@ def push(options) -> int:
 
 
 def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of 1 or more")
+    return int(text)
 
 
 def _parser() -> cli.Parser:
