@@ -14,13 +14,14 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
 	@echo "ready: .venv ($$($(PY) --version)); next: make demo"
 
-demo: .venv/.installed ## no account, no network: a short sweep on the built-in data set
+demo: .venv/.installed ## no account, no network: a short sweep on the built-in data set, and its report
 	@$(PY) data.py shapes
 	@$(PY) data.py show --dataset=shapes -o augmented.png
 	@study=sweeps/demo-$$(date +%Y%m%d-%H%M%S); \
 	$(PY) sweep.py run demo.yaml --dir $$study --workers 2 && \
+	$(PY) report.py $$study -o report.html && \
 	echo && \
-	echo "Each run has a folder: figures/ (mistakes and where it looked, curves), history.csv," && \
+	echo "Open report.html in a browser. Each run has a folder in runs/: figures/, history.csv," && \
 	echo "checkpoints, W&B's offline record (.venv/bin/wandb leet runs/…/wandb). The study: $$study" && \
 	echo "Next: $(PY) sweep.py confirm $$study --workers 2, or the real data: $(PY) data.py fetch"
 

@@ -176,8 +176,8 @@ def upload(
         epochs |= {row["epoch"] for row in rows if "val/acc" in row}
 
         def is_there(found, least: int = before + len(rows), is_last: bool = is_last) -> bool:
-            if found is None or found.lines >= least:
-                return found is not None
+            if not found or found.lines >= least:
+                return bool(found)
             return is_last and not lacking(kept, found) & LATE
 
         arrived = server.wait(kept.id, is_there)

@@ -1,0 +1,277 @@
+"""report.py: findings by tables, and the page in a real browser."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from past import CLASSES, write_run
+
+import page
+import report
+import report_best
+import report_certainty
+import report_findings as findings
+import report_parameters
+from cli import Mistake
+from collection import PastRun, PastStudy, collect
+from conftest import assert_mistake, run
+from report_findings import Findings
+
+
+def made(run_id: str = "a", values=(0.5,), state: str = "finished", about=None, **config):
+    """A run as W&B gives it: no folder."""
+    rows = [{"epoch": i + 1, "val/acc": value} for i, value in enumerate(values)]
+    about = {"split_fingerprint": "s", "validation_images": 100} if about is None else about
+    return PastRun(run_id, None, state, {"dataset": "shapes", **config}, rows, {}, about)
+
+
+def write(paths: list[Path], output: Path) -> str:
+    assert report.main([*map(str, paths), "-o", str(output)]) == 0
+    return output.read_text()
+
+
+# The shell ----------------------------------------------------------------------------------------
+
+
+def test_text_is_escaped_and_markup_is_not():
+    told = page.tag("p", "<b>", page.tag("i", 'a"b'), class_="x", title='"', hidden=None)
+    assert told == '<p class="x" title="&quot;">&lt;b&gt;<i>a&quot;b</i></p>'
+    assert page.escape("a\x00\ud800b") == "a��b"
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "\u2028", "\ud800", "&amp;"])
+def test_json_in_a_script_cannot_end_it(text):
+    told = page.embedded({"a": [text]})
+    assert told.isascii() and not re.search("[<>&]", told)
+    assert json.loads(told) == {"a": [text]}
+
+
+def test_json_has_null_for_what_is_not_finite():
+    assert page.embedded([math.nan, math.inf, 1.5]) == "[null,null,1.5]"
+
+
+def test_picture_is_inline_and_small(tmp_path):
+    from PIL import Image
+
+    Image.effect_noise((900, 900), 90).convert("RGB").save(tmp_path / "big.png")
+    told = page.picture(tmp_path / "big.png", "a <picture>")
+    assert 'src="data:image/jpeg;base64,' in told and "a &lt;picture&gt;" in told
+    assert len(told) < 1.4 * page.PICTURE_BYTES < (tmp_path / "big.png").stat().st_size
+
+
+def test_a_page_without_charts_has_no_plotly():
+    told = page.document("a", page.tag("h1", "a"), [page.Section("b", "c", page.tag("p", "d"))])
+    assert len(told) < 60_000
+
+
+# Findings -----------------------------------------------------------------------------------------
+
+
+def test_best_first_and_failed_ones_without_a_place():
+    runs = [
+        made("low", [0.3]),
+        made("none", []),
+        made("failed", [0.9], "failed"),
+        made("nan", [0.6, math.nan]),
+    ]
+    found = Findings.of(runs)
+    assert [one.name for one in found.entries] == ["nan", "low", "failed", "none"]
+    assert found.best.value == 0.6 and found.best.epoch == 1
+    assert [one.ranked for one in found.entries] == [True, True, False, False]
+
+
+def test_metric_and_goal_are_the_studys():
+    rows = [{"epoch": 1, "val/acc": 0.5, "val/loss": 2.0}, {"epoch": 2, "val/loss": 1.0}]
+    runs = [
+        PastRun(name, None, "finished", {}, rows[:count], {})
+        for name, count in (("a", 1), ("b", 2))
+    ]
+    study = PastStudy("s", Path("s"), "val/loss", "minimize", frozenset(), {})
+    found = Findings.of(runs, [study])
+    assert (found.best.name, found.best.value, found.metric) == ("b", 1.0, "val/loss")
+
+
+def test_runs_on_other_images_are_set_apart():
+    other = {"split_fingerprint": "other"}
+    runs = [made("a", [0.5]), made("b", [0.9], about=other), made("c", [0.6])]
+    found = Findings.of(runs)
+    assert found.best.name == "c" and [one.name for one in found.main] == ["c", "a"]
+    assert [str(data) for data in found.groups] == ["shapes, split s", "shapes, split other"]
+
+
+def test_a_run_that_died_before_it_knew_its_split_belongs_to_the_others():
+    runs = [made("a", [0.5], seed=0), made("dead", [], "failed", about={}, seed=1)]
+    assert len(Findings.of(runs).groups) == 1
+    runs.append(made("b", [0.5], about={}, split_seed=1))
+    assert len(Findings.of(runs).groups) == 2
+
+
+def test_names_are_told_apart(tmp_path):
+    paths = [write_run(tmp_path / place, "a", epochs=1) for place in ("one", "two")]
+    assert findings.names_of(collect(paths)) == ["one/a", "two/a"]
+    assert findings.names_of([made("a"), made("a")]) == ["a", "a (2)"]
+
+
+def test_only_what_differs():
+    configs = [{"a": 1, "b": 2, "data_dir": "x"}, {"a": 1, "b": 3, "data_dir": "y", "_wandb": {}}]
+    assert findings.differing(configs) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([0.01, 0.02, 0.1, 0.3], "log"),
+        ([1e-5, 1e-4, 1e-3], "log"),
+        ([0.1, 0.7, 1.2, 1.9], "linear"),
+        ([0.0, 0.5, 1.0], "linear"),
+        ([0.01, 0.05], "linear"),
+        ([64, 128, 256], "category"),
+        ([1, 2, 3, 4, 5, 6, 7], "linear"),
+        (["sgd", "adamw"], "category"),
+        ([True, False], "category"),
+        ([0.1, None], "category"),
+    ],
+)
+def test_axis_of_a_parameter(values, kind):
+    assert report_parameters.scale("key", values).kind == kind
+    assert report_parameters.scale("key", [0.1, 1.9], logarithmic=True).kind == "log"
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "expected"),
+    [
+        ("linear", 0.0, 2.0, [0, 0.5, 1, 1.5, 2]),
+        ("linear", 0.41, 0.86, [0.5, 0.6, 0.7, 0.8]),
+        ("log", 0.01, 1.0, [0.01, 0.03, 0.1, 0.3, 1]),
+        ("log", 0.011, 0.019, [0.011, 0.019]),
+        ("log", 1e-9, 1.0, [1e-9, 1e-7, 1e-5, 1e-3, 0.1]),
+        ("linear", 3.0, 3.0, [3.0]),
+    ],
+)
+def test_round_numbers_on_an_axis(kind, low, high, expected):
+    assert report_parameters.ticks(kind, low, high) == pytest.approx(expected)
+
+
+def test_importance_finds_what_matters_and_says_nothing_of_few():
+    import numpy as np
+
+    dice = np.random.default_rng(0)
+    runs = []
+    for number in range(24):
+        rate, other = 10 ** dice.uniform(-2, 0), dice.uniform(0, 2)
+        value = 0.6 - 0.2 * (math.log10(rate) + 1) ** 2 + dice.normal(0, 0.005)
+        runs.append(made(str(number), [value], max_lr=rate, aug_strength=other))
+    found = report_parameters.importance(Findings.of(runs))
+    assert list(found) == ["max_lr", "aug_strength"] and found["max_lr"] > 0.8
+    assert report_parameters.importance(Findings.of(runs[: report_parameters.ENOUGH - 1])) is None
+
+
+def certainty(runs, studies=()):
+    told = report_certainty.certainty(Findings.of(runs, studies))
+    return told.spread, " ".join(told.sentences)
+
+
+def test_one_run_is_as_sure_as_its_images():
+    spread, told = certainty([made("a", [0.2, 0.6, 0.5])])
+    assert spread == pytest.approx(0.048, abs=0.001)
+    assert "100 validation images" in told and "another seed" in told
+    assert "the best of 3 epochs" in told and "last epoch, which nobody chose, has 50.0%" in told
+
+
+def test_other_seeds_say_more_than_the_images():
+    runs = [made("a", [0.6], seed=0), made("b", [0.5], seed=1), made("c", [0.55], seed=0, x=1)]
+    spread, told = certainty(runs)
+    assert spread == pytest.approx(0.0707, abs=0.001)
+    assert "2 seeds: mean 55.0% ± 7.1 points" in told and "no more than what another seed" in told
+
+
+def test_a_confirmed_study_says_it_best():
+    trial = {"trial": "001", "run_id": "a", "values": {"1": 0.5, "2": 0.6}, "sd": 0.07}
+    confirmed = {"metric": "val/acc", "trials": [trial], "sentence": "the lead is noise"}
+    study = PastStudy("s", Path("s"), "val/acc", "maximize", frozenset(), confirmed)
+    spread, told = certainty([made("a", [0.7])], [study])
+    assert spread == 0.07
+    assert told.startswith("It was trained again with 2 seeds: mean 55.0% ± 7.1 points")
+    assert "The lead is noise." in told
+
+
+def test_classes_best_first(tmp_path):
+    import numpy as np
+
+    true, predicted = np.array([0, 0, 1, 3]), np.array([0, 1, 1, 0])
+    told = report_best.by_class(made(about={"classes": list(CLASSES)}), true, predicted)
+    assert told == [("square", 1.0, 1), ("disc", 0.5, 2), ("ring", 0.0, 1)]
+
+
+def test_the_command_has_what_is_not_the_default():
+    run = made(max_lr=0.3, amp="auto", flip=False, model="a b", data_dir="x", split_fingerprint="y")
+    expected = "python train.py --dataset=shapes --max_lr=0.3 --flip=False '--model=a b'"
+    assert report_best.command_of(run) == expected
+
+
+def test_plotly_takes_every_chart(tmp_path):
+    """A name of a key that plotly does not know would be ignored by the browser in silence."""
+    from plotly.graph_objects import Figure
+
+    for number in range(3):
+        write_run(tmp_path, f"r{number}", reached=0.5 + number / 10, max_lr=0.01 * 5**number,
+                  optimizer="sgd" if number else "adam")  # fmt: skip
+    told = write([tmp_path], tmp_path / "report.html")
+    figures = re.findall(r'<script type="application/json">(.*?)</script>', told)
+    assert len(figures) >= 9
+    for text in figures:
+        figure = json.loads(re.sub(r'"\$[a-z]+( [\d.]+)?"', '"red"', text))
+        Figure(figure["data"], figure["layout"])
+        Figure(layout=figure.get("narrow"))
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_mistake(run("report.py", tmp_path / "nowhere"), "nowhere", "no such folder")
+    write_run(tmp_path / "runs", "a")
+    for arguments, words in (
+        (["empty"], "no run, no folder of runs and no study"),
+        (["runs", "--outptu=x"], "did you mean '--output'"),
+        (["runs", "-o", "missing/report.html"], "-o missing/report.html: cannot be written"),
+        (["runs", "-o", "empty"], "-o empty: cannot be written"),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path)
+            with pytest.raises(Mistake, match=re.escape(words)):
+                report.main(arguments)
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("summary.json", "{"), ("config.yaml", "[1]"), ("history.csv", "epoch\nx\n"),
+     ("predictions.npz", "no"), ("about.json", "no")],
+)  # fmt: skip
+def test_a_broken_file_is_named(tmp_path, name, content):
+    (write_run(tmp_path, "a") / name).write_text(content)
+    with pytest.raises(Mistake, match=name):
+        report.main([str(tmp_path), "-o", str(tmp_path / "report.html")])
+
+
+def test_a_study_brings_its_metric_and_its_runs(tmp_path, capsys):
+    import study
+
+    sweep = {
+        "program": "train.py",
+        "method": "random",
+        "metric": {"name": "val/loss", "goal": "minimize"},
+        "parameters": {"max_lr": {"distribution": "log_uniform_values", "min": 0.01, "max": 0.1}},
+    }
+    kept = study.create(tmp_path / "found", sweep)
+    for number, rate in enumerate((0.02, 0.03)):
+        folder = write_run(tmp_path / "runs", f"r{number}", reached=0.4 + number / 5, max_lr=rate)
+        job = {"run_id": folder.name, "run": str(folder), "parameters": {"max_lr": rate}}
+        kept.optuna.ask().set_user_attr("job", job)
+    told = write([tmp_path / "found"], tmp_path / "report.html")
+    assert "found: 2 runs on shapes" in told and "validation loss" in told
+    assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'report.html'} (")
