@@ -5,6 +5,7 @@ It keeps nothing from one call to the next: a study that was killed, or that sev
 goes on as one that was not.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from space import Space
@@ -33,14 +35,19 @@ def ask(study: optuna.Study, space: Space, method: str, seed: int) -> Trial | No
     Let one driver at a time call this: a trial is drawn with regard to those that run. The draw
     depends on the seed, the number of trials so far and what is known of them, on nothing else.
     """
-    trials = study.get_trials(deepcopy=False)
-    number = len(trials)
+    every = study.get_trials(deepcopy=False)
+    number = len(every)
+    trials = [  # one whose driver was killed while it made it has not all parameters
+        trial
+        for trial in every
+        if space.distributions.keys() <= trial.params.keys() and not trial.user_attrs.get(FORGOTTEN)
+    ]
     if method == "grid":
         drawn = _next_point(space, trials)
         if drawn is None:
             return None
     elif method == "bayes":
-        drawn = _bayes(study, space, trials, seed)
+        drawn = _bayes(space, trials, study.direction, seed, number)
     else:
         drawn = _draw(optuna.samplers.RandomSampler(seed=_seed(seed, number)), space)
     study.sampler = _Given(space.snapped(drawn))
@@ -53,7 +60,7 @@ def _next_point(space: Space, trials: Sequence[FrozenTrial]) -> dict[str, Any] |
     def key(drawn: Mapping[str, Any]) -> tuple[Any, ...]:
         return tuple((type(drawn[name]), drawn[name]) for name in space.distributions)
 
-    taken = {key(trial.params) for trial in trials if not trial.user_attrs.get(FORGOTTEN)}
+    taken = {key(trial.params) for trial in trials}
     for number in range(min(len(taken) + 1, space.grid_size)):
         drawn = space.snapped(space.grid_point(number))
         if key(drawn) not in taken:
@@ -67,7 +74,7 @@ def _seed(seed: int, number: int) -> int:
 
 
 def _bayes(
-    study: optuna.Study, space: Space, trials: Sequence[FrozenTrial], seed: int
+    space: Space, trials: Sequence[FrozenTrial], goal: StudyDirection, seed: int, number: int
 ) -> dict[str, Any]:
     """What the Gaussian process suggests, unless that was tried or is being tried.
 
@@ -75,21 +82,20 @@ def _bayes(
     the same run. Then, and in the beginning, it is the next point of an even spread.
     """
 
-    tried = [trial.params for trial in trials if not trial.user_attrs.get(FORGOTTEN)]
-
     def is_new(drawn: Mapping[str, Any]) -> bool:
-        return not any(space.alike(drawn, params) for params in tried)
+        return not any(space.alike(drawn, trial.params) for trial in trials)
 
     drawn = None
     if sum(trial.state == TrialState.COMPLETE for trial in trials) >= STARTUP:
         sampler = optuna.samplers.GPSampler(
-            seed=_seed(seed, len(trials)), n_startup_trials=0, warn_independent_sampling=False
+            seed=_seed(seed, number), n_startup_trials=0, warn_independent_sampling=False
         )
-        drawn = _draw(sampler, space, _known(study, trials), is_new)
+        with _one_thread():
+            drawn = _draw(sampler, space, _known(trials, goal), is_new)
         if is_new(drawn):
             return drawn
-    for number in range(len(trials), len(trials) + POINTS):
-        point = _spread(space, seed, number)
+    for later in range(number, number + POINTS):
+        point = _spread(space, seed, later)
         if is_new(point):
             return point
     return drawn or point  # a small space, and all of it was tried
@@ -108,20 +114,22 @@ def _spread(space: Space, seed: int, number: int) -> dict[str, Any]:
     return space.at(((start + number * root ** -np.arange(1.0, size + 1)) % 1).tolist())
 
 
-def _known(study: optuna.Study, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """What the Gaussian process learns from, and what it keeps away from: the trials that run.
+def _known(trials: Sequence[FrozenTrial], goal: StudyDirection) -> list[FrozenTrial]:
+    """What the Gaussian process learns from, the higher the better, and the trials that run.
 
     A failed trial counts with the value that its driver left with it, else as the worst one:
     were it left out, the search would go there again.
     """
-    sign = 1 if study.direction == optuna.study.StudyDirection.MAXIMIZE else -1
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    worst = sign * min(sign * trial.value for trial in complete)
-    scores = [(trial, sign * trial.value) for trial in complete]
+    sign = 1 if goal == StudyDirection.MAXIMIZE else -1
+    worst = min(sign * trial.value for trial in trials if trial.state == TrialState.COMPLETE)
+    scores = []
     for trial in trials:
-        value = trial.user_attrs.get(IMPUTED, worst)
-        if trial.state == TrialState.FAIL and value is not None and trial.params:
-            scores.append((trial, sign * value))
+        if trial.state == TrialState.COMPLETE:
+            scores.append((trial, sign * trial.value))
+        elif trial.state == TrialState.FAIL:
+            value = trial.user_attrs.get(IMPUTED, sign * worst)
+            if value is not None:
+                scores.append((trial, sign * value if math.isfinite(value) else worst))
     shaped = _shaped(np.array([score for _, score in scores]))
     learnt = [
         optuna.trial.create_trial(
@@ -159,7 +167,21 @@ def _draw(
 
 
 @contextmanager
+def _one_thread() -> Iterator[None]:
+    """Trials train on all cores: threads that wait for one another would take 3 times as long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
+    """No word of studies that are thrown away."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # else: that greenlet is missing
     try:

@@ -294,8 +294,8 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
     """The study in `folder`, made where there is none; a Mistake where it is of another sweep."""
     try:
         (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise Mistake(f"--dir {folder}: {error.filename} is a file") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mistake(f"--dir {folder}: a part of it is a file") from error
     except OSError as error:
         raise Mistake(f"--dir {folder}: {error.strerror}") from error
     with open(folder / ".lock", "a") as file:

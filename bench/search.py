@@ -330,7 +330,8 @@ def main() -> None:
         return
     start = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(options.processes, begin) as pool:
-        compare_hyperband(pool, options)
+        if options.sweeps:
+            compare_hyperband(pool, options)
         compare_searches(pool, options)
     print(f"\noptuna {optuna.__version__}; {(time.perf_counter() - start) / 60:.0f} minutes")
 

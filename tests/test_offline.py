@@ -156,7 +156,7 @@ def test_a_study_is_of_one_sweep(offline, tmp_path):
     assert_mistake(run("sweep.py", "run", tmp_path / "s.yaml", "--count", "0"), "--count")
     (tmp_path / "file").write_text("")
     made = run("sweep.py", "run", tmp_path / "s.yaml", "--dir", tmp_path / "file", cwd=tmp_path)
-    assert_mistake(made, "is a file")
+    assert_mistake(made, "a part of it is a file")
 
 
 @pytest.mark.parametrize(

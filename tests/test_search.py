@@ -305,6 +305,19 @@ def test_a_study_that_was_killed_goes_on_as_one_that_was_not(method, tmp_path):
     assert closest(pieces) > 0
 
 
+def test_two_drivers_on_one_study(tmp_path):
+    """Each has opened the file for itself, and the trials of both run."""
+    drivers = []
+    for _ in range(2):
+        backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal"))
+        storage = optuna.storages.JournalStorage(backend)
+        drivers.append(study(study_name="one", storage=storage, load_if_exists=True))
+    some(drivers[0], 5)
+    trials = [search.ask(drivers[i % 2], Space(TWO), "bayes", 0) for i in range(4)]
+    assert [trial.number for trial in trials] == [5, 6, 7, 8]
+    assert closest([trial.params for trial in trials]) > 0.02
+
+
 @pytest.mark.parametrize("known", [0, 2, search.STARTUP, 10])
 def test_trials_that_run_get_different_points(known):
     one, space = study(), Space(TWO)
@@ -383,8 +396,24 @@ def test_a_failed_trial_counts_with_the_value_left_with_it():
         trial.set_user_attr(search.IMPUTED, value)
         one.tell(trial, state=optuna.trial.TrialState.FAIL)
     search.ask(one, Space(TWO), "bayes", 0)
-    values = [trial.value for trial in search._known(one, one.trials)]
+    values = [trial.value for trial in search._known(one.trials, one.direction)]
     assert values[5:] == [0.25, None]  # the one that failed and has a value; the one that runs
+
+
+@pytest.mark.parametrize("method", ["bayes", "grid"])
+@pytest.mark.parametrize("had", [0, 1])
+def test_a_driver_that_was_killed_while_it_made_a_trial(method, had):
+    """The trial has no parameters yet, or not all."""
+    space, one = Space(GRID), study()
+    first = search.ask(one, space, method, 0)
+    one.ask(dict(list(space.distributions.items())[:had]))
+    second = search.ask(one, space, method, 0)
+    assert second.number == 2 and second.params != first.params
+    assert method == "bayes" or second.params == space.grid_point(1)
+    one.tell(1, state=optuna.trial.TrialState.FAIL)
+    for value in range(search.STARTUP):
+        one.tell(search.ask(one, space, method, 0), value)
+    assert search.ask(one, space, method, 0).params.keys() == space.distributions.keys()
 
 
 @pytest.mark.parametrize("method", ["bayes", "random", "grid"])
@@ -392,6 +421,19 @@ def test_constants_alone(method):
     space = Space({"epochs": {"value": 3}})
     trial = search.ask(study(), space, method, 0)
     assert (trial.params, space.values(trial.params)) == ({}, {"epochs": 3})
+
+
+def test_ask_leaves_the_process_as_it_was():
+    one = study()
+    some(one, search.STARTUP + 1)  # from here on torch is imported
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    search.ask(one, Space(TWO), "bayes", 0)
+    assert (torch.get_num_threads(), optuna.logging.get_verbosity()) == (2, optuna.logging.INFO)
+    torch.set_num_threads(before)
 
 
 def test_every_distribution_in_a_bayes_search():
