@@ -8,19 +8,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import collection
-from cli import Failure, Mistake
 from processes import dies_with_us
 from tracking import PROJECT
+from wandb_api import TIMEOUT_S, asked, login
 
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1}  # of the states that are an end
-TIMEOUT_S = 20  # of one question to the server
 GRACE_S = 20  # it counts some seconds later what it was sent
 MOST_ROWS = 100_000  # above that W&B draws a sample
 HEADER_BYTES = 7  # of a .wandb file; one that was killed at its start has no more
@@ -123,14 +122,7 @@ class Server:
     """The W&B project that a sweep belongs to."""
 
     def __init__(self, sweep: dict[str, Any]):
-        import wandb
-
-        try:
-            self.api = wandb.Api(timeout=TIMEOUT_S)
-        except wandb.errors.UsageError:
-            raise Mistake("there is no W&B login here: `wandb login`, then push again") from None
-        except wandb.errors.AuthenticationError as error:
-            raise _refused(error) from error
+        self.api = login("push again", TIMEOUT_S)
         self.url = self.api.settings["base_url"]
         self.project = os.environ.get("WANDB_PROJECT") or sweep.get("project") or PROJECT
         with self.asked():
@@ -141,18 +133,9 @@ class Server:
     def path(self) -> str:
         return f"{self.entity}/{self.project}"
 
-    @contextmanager
-    def asked(self) -> Iterator[None]:
+    def asked(self) -> AbstractContextManager[None]:
         """What goes wrong at the server becomes one line."""
-        from wandb.errors import Error
-        from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
-        try:
-            yield
-        except (Error, WandbApiFailedError, TimeoutError) as error:
-            raise Failure(
-                f"W&B at {self.url}: {_first_line(error)}; what has arrived stays, push again"
-            ) from error
+        return asked(self.api, "what has arrived stays, push again")
 
     def look(self, run_id: str) -> Arrived | None:
         from wandb.apis.public.runs import RunNotFoundError
@@ -194,21 +177,6 @@ def _whole_artifacts(run) -> set[str]:
         next(iter(listed), None)
     nodes = listed.last_response.nodes()
     return {node.artifact_type.name for node in nodes if node.state == "COMMITTED"}
-
-
-def _refused(error: Exception) -> Exception:
-    """A wrong key is the user's mistake; a server that does not answer is not."""
-    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
-
-    cause = error.__cause__
-    asked = isinstance(cause, WandbApiFailedError)  # otherwise the key has no valid form
-    if asked and (cause.response is None or cause.response.http_status not in (401, 403)):
-        return Failure(f"W&B cannot be reached ({_first_line(error)}); push again later")
-    return Mistake(f"W&B refuses the login ({_first_line(error)}): `wandb login --relogin`")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def client(*arguments: str | Path) -> str:

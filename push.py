@@ -8,9 +8,7 @@ off anywhere: the next call does only what is missing.
 
 import fcntl
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,17 +19,7 @@ from cli import Failure, Mistake
 from mending import log_rows, mend
 from run_folder import writing
 from sweep_file import read as read_sweep
-
-# Of W&B's environment; what is about one run would be taken for all of them.
-ABOUT_A_RUN = (
-    *("MODE", "RUN_ID", "RESUME", "SWEEP_ID", "SWEEP_PARAM_PATH"),
-    *("NAME", "NOTES", "TAGS", "JOB_TYPE", "RUN_GROUP", "SERVICE"),
-)
-PATIENCE = {  # a minute for a request that fails; the client's own default is many
-    f"WANDB_X_{what}_RETRY_{key}": value
-    for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
-    for key, value in (("MAX", "8"), ("WAIT_MIN_SECONDS", "1"), ("WAIT_MAX_SECONDS", "10"))
-}
+from wandb_api import online
 
 
 def push(name: str, runs: Sequence[Path], sweep_file: Path, record: Path) -> int:
@@ -75,25 +63,6 @@ def alone(record: Path) -> Iterator[None]:
         except BlockingIOError:
             raise Mistake(f"{record.parent} is being pushed by another process") from None
         yield
-
-
-@contextmanager
-def online() -> Iterator[None]:
-    """W&B's environment for a push; nothing of the client's own stays behind."""
-    before = dict(os.environ)
-    mode = os.environ.get("WANDB_MODE", "online")
-    if mode != "online":
-        print(f"WANDB_MODE={mode} is for runs; this pushes to the server")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        for key in ABOUT_A_RUN:
-            os.environ.pop(f"WANDB_{key}", None)
-        os.environ.update({**PATIENCE, **os.environ, "WANDB_SILENT": "true"})
-        os.environ.update({"WANDB_DIR": scratch, "WANDB_DATA_DIR": scratch})
-        try:
-            yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 class Done:

@@ -103,8 +103,8 @@ def notices(findings: Findings) -> list[Html]:
         told.append([f"The studies search for different things: {many}. Here all runs are "
                      f"compared by {findings.metric}."])  # fmt: skip
     found = [notice(*lines) for lines in told]
-    unfinished = _unfinished(findings)
-    return [*found, tag("p", unfinished, class_="soft")] if unfinished else found
+    rest = what_is_not_over(findings)
+    return [*found, tag("p", rest, class_="soft")] if rest else found
 
 
 def _other_data(findings: Findings) -> list[Any]:
@@ -120,7 +120,7 @@ def _other_data(findings: Findings) -> list[Any]:
     return [join([*lines, text, tag("ul", *parts)])]
 
 
-def _unfinished(findings: Findings) -> str:
+def what_is_not_over(findings: Findings) -> str:
     states = [one.run.state for one in findings.entries]
     failed = sum(state in FAILED for state in states)
     going = sum(state in GOING_ON for state in states)
@@ -155,7 +155,7 @@ def parameters(findings: Findings) -> Section | None:
         figure = parallel(findings, found[:MOST_PARAMETERS])
         parts.append(chart(figure, _best_in(findings, through), least=least))
     over = [
-        chart(charts.over_parameter(findings, one), _over(findings, one.key), wide=False)
+        chart(charts.over_parameter(findings, one), best_at(findings, one.key), wide=False)
         for one in found[:MOST_PARAMETERS]
     ]
     parts.append(tag("div", *over, class_="grid"))
@@ -191,7 +191,7 @@ def _importance(findings: Findings) -> Html:
     return chart(charts.bars(words, values, told, share=True), caption)
 
 
-def _over(findings: Findings, key: str) -> str:
+def best_at(findings: Findings, key: str) -> str:
     """What one sees: where the best ones lie."""
     best = findings.best
     told = f"The best run has {key} {word(best.run.config.get(key))}."

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 PROJECT = "tinysweep"
 INIT_TIMEOUT_S = 60
 TRIES, PAUSE_S = 4, 10.0  # of an artifact that the client refused, a minute in all
-ADDED = ("split_fingerprint", "parameters")  # to the config that W&B shows
+# To the config that W&B shows.
+ADDED = ("split_fingerprint", "parameters", "training_images", "validation_images")
 MISTAKE_COLUMNS = [
     "image",
     "Grad-CAM of the predicted class",

@@ -309,7 +309,8 @@ def carry_out(job: Job, tracker: "Tracker", ending: Ending) -> dict[str, Any]:
 def say_what(job: Job, tracker: "Tracker") -> None:
     learner, data = job.learner, job.data
     parameters = sum(p.numel() for p in learner.model.parameters())
-    tracker.add_config({"split_fingerprint": data.fingerprint, "parameters": parameters})
+    images = {"training_images": len(data.train), "validation_images": len(data.val)}
+    tracker.add_config({"split_fingerprint": data.fingerprint, "parameters": parameters, **images})
     tracker.say_where()
     done = f", going on after epoch {len(job.record.rows)}" if job.record.rows else ""
     print(

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,12 +23,13 @@ HEADER = b":W&B\xe1\xbe\x00"  # all that is left of a run that was killed at its
 CALL = """
 import arrived, push
 from pathlib import Path
-arrived.TIMEOUT_S, arrived.GRACE_S = 2, 2
+arrived.GRACE_S = 2
 runs, place = [Path(path) for path in {runs}], Path({folder!r})
 call = lambda _: push.push("study", runs, place / "sweep.yaml", place / "pushed.json")
 train.command = call
 """
-IMPATIENT = {  # where the server goes away
+IMPATIENT = "arrived.TIMEOUT_S = 2"
+FEW_TRIES = {  # where the server goes away
     f"WANDB_X_{what}_RETRY_{key}": "1"
     for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
     for key in ("MAX", "WAIT_MIN_SECONDS", "WAIT_MAX_SECONDS")
@@ -84,8 +86,8 @@ class Study:
         run.timeout_s = 100
         return run
 
-    def push(self, **env: str) -> tuple[int, str]:
-        run = self.start(**env)
+    def push(self, patch: str = "", **env: str) -> tuple[int, str]:
+        run = self.start(patch, **env)
         return run.wait(), run.text
 
     def state(self, name: str, **changed) -> None:
@@ -155,7 +157,7 @@ def test_a_push_that_cannot_begin_changes_nothing(study, server, mistake):
     env, status, words = MISTAKES[mistake]
     study.add("whole")
     before = all_files(study.folder / "runs")
-    told, text = study.push(**env)
+    told, text = study.push(IMPATIENT if status == 1 else "", **env)
     assert told == status, text
     assert len(text.splitlines()) == 1
     assert words in text
@@ -196,7 +198,7 @@ def test_the_server_goes_away_and_push_is_called_again(study, server, operation,
     name = "moved" if operation == "artifact_type" else "whole"
     study.add(name)
     interrupt(server, operation, is_done, lambda: server.go_away(3600))
-    status, text = study.push(**IMPATIENT)
+    status, text = study.push(IMPATIENT, **FEW_TRIES)
     assert status == 1, text
     assert "Traceback" not in text
     assert "push again" in text or "made no sweep" in text
@@ -253,6 +255,44 @@ def test_a_record_that_broke_off_goes_on_where_it_did(study, server, rows):
     status, text = study.push()
     assert status == 0, text
     study.assert_whole("whole")
+
+
+@pytest.mark.slow
+def test_a_server_that_counts_late_is_sent_nothing_twice(study, server):
+    """The real one tells of rows some seconds after it was sent them."""
+    study.add("moved")
+    real_stream, real_run, real_rows = (
+        server.file_stream,
+        server.run,
+        server.run_sampled_history,
+    )
+    grown = [(0.0, 0)]  # when the history grew, how long it was then
+
+    def stream(name: str, sent: dict) -> dict:
+        told = real_stream(name, sent)
+        grown.append((time.monotonic(), len(server.runs[name].history)))
+        return told
+
+    def counted() -> int:
+        return [lines for at, lines in grown if at < time.monotonic() - 3][-1]
+
+    def run(asked: dict) -> dict:
+        told = real_run(asked)
+        if told["project"]["run"]:
+            told["project"]["run"]["historyLineCount"] = counted()
+        return told
+
+    def rows(asked: dict) -> dict:
+        told = real_rows(asked)
+        (found,) = told["project"]["run"]["sampledHistory"]
+        shown = server.runs["moved"].history[: counted()]
+        found[:] = [row for row in found if any(row.items() <= one.items() for one in shown)]
+        return told
+
+    server.file_stream, server.run, server.run_sampled_history = stream, run, rows
+    status, text = study.push(patch="arrived.GRACE_S = 8")
+    assert status == 0, text
+    study.assert_whole("moved")
 
 
 @pytest.mark.slow

@@ -1,9 +1,9 @@
 """A stand-in for the W&B server: loopback only, in memory, for the real client.
 
-It knows the operations that the client uses for runs, sweeps and artifacts, and nothing else: what
-it does not know it answers with an error and keeps in `unknown`, for the test to fail. It stores
-what arrives as it arrived. Where it decides something, it is as simple as can be: a sweep's
-parameters are drawn at random, an agent gets a run whenever it has none.
+It knows the operations that the client uses for runs, sweeps, artifacts, reports and workspaces,
+and nothing else: what it does not know it answers with an error and keeps in `unknown`, for the
+test to fail. It stores what arrives as it arrived. Where it decides something, it is as simple as
+can be: a sweep's parameters are drawn at random, an agent gets a run whenever it has none.
 
     with WandbServer() as server:
         env = server.env          # WANDB_BASE_URL, WANDB_API_KEY
@@ -78,11 +78,23 @@ class StoredArtifact:
         return "COMMITTED" if self.committed else "PENDING"
 
 
+@dataclass
+class StoredView:
+    """A report or a workspace."""
+
+    type: str
+    project: str
+    title: str
+    description: str
+    spec: dict
+
+
 class WandbServer:
     def __init__(self, seed: int = 0):
         self.runs: dict[str, StoredRun] = {}
         self.sweeps: dict[str, StoredSweep] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
+        self.views: dict[str, StoredView] = {}
         self.blobs: dict[str, bytes] = {}
         self.unknown: list[str] = []
         self.seen: list[str] = []
@@ -312,18 +324,54 @@ class WandbServer:
 
     def run(self, asked: dict) -> dict:
         run = self._run_of(asked, "name")
-        if run is None:
-            return {"project": {"run": None}}
-        told = {
+        return {"project": {"run": run and self._whole_run(run)}}
+
+    def _whole_run(self, run: StoredRun) -> dict:
+        return {
             **self._bucket(run),
             "projectId": "1",
             "state": run.state,
+            "jobType": run.job_type,
+            "commit": None,
+            "createdAt": "2026-01-01T00:00:00",
             "summaryMetrics": json.dumps(run.summary),
             "systemMetrics": "{}",
             "historyKeys": None,
             "user": {"name": ENTITY, "username": ENTITY},
         }
-        return {"project": {"run": told}}
+
+    def list_runs(self, asked: dict) -> dict:
+        """The operation `Runs`; of its filters those by equality."""
+        if not self._is_project(asked["entity"], asked["project"]):
+            return {"project": None}
+        names = {"sweep": "sweep", "jobType": "job_type"}
+        wanted = {names[key]: value for key, value in json.loads(asked["filters"]).items()}
+        found = [
+            run
+            for run in self.runs.values()
+            if run.project == asked["project"]
+            and all(getattr(run, key) == value for key, value in wanted.items())
+        ]
+        start = int(asked["cursor"] or 0)
+        page = found[start : start + asked["perPage"]]
+        edges = [
+            {"node": self._whole_run(run), "cursor": str(start + place)}
+            for place, run in enumerate(page, 1)
+        ]
+        more = {"endCursor": None, "hasNextPage": start + len(page) < len(found)}
+        told = {"internalId": "1", "runCount": len(found), "readOnly": False}
+        return {"project": {**told, "runs": {"edges": edges, "pageInfo": more}}}
+
+    def _is_project(self, entity: str, project: str) -> bool:
+        return entity == ENTITY and project in self._projects()
+
+    def _projects(self) -> set[str]:
+        return {run.project for run in self.runs.values()}
+
+    def get_sweep(self, asked: dict) -> dict:
+        if not self._is_project(asked["entity"], asked["project"]):
+            return {"project": None}
+        return self.sweep_with_runs({"sweep": asked["name"]})
 
     def _run_of(self, asked: dict, key: str) -> StoredRun | None:
         run = self.runs.get(asked[key])
@@ -383,6 +431,36 @@ class WandbServer:
             "updatedAt": None,
             "aliases": [],
         }
+
+    # What wandb-workspaces asks for: reports and workspaces.
+
+    def get_projects(self, asked: dict) -> dict:
+        names = self._projects() if asked["entity"] == ENTITY else ()
+        project = {"__typename": "Project", "id": "project", "entityName": ENTITY}
+        project |= {"createdAt": "2026-01-01T00:00:00", "isBenchmark": False, "user": None}
+        edges = [{"node": {**project, "name": name}, "cursor": name} for name in names]
+        page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": edges, "pageInfo": page}}
+
+    def project_internal_id(self, asked: dict) -> dict:
+        known = self._is_project(asked["entityName"], asked["projectName"])
+        return {"project": {"id": "project", "internalId": "1"} if known else None}
+
+    def upsert_view(self, asked: dict) -> dict:
+        known = self._is_project(asked["entityName"], asked["projectName"])
+        if asked.get("id") or not known:
+            raise LookupError(f"view {asked.get('id')} of {asked['projectName']}")
+        number, spec = f"Vmlldzo{len(self.views)}", json.loads(asked["spec"])
+        words = {"type": asked["type"], "description": asked["description"]}
+        self.views[number] = StoredView(
+            **words, project=asked["projectName"], title=asked["displayName"], spec=spec
+        )
+        told = {"id": number, "name": asked["name"], "displayName": asked["displayName"], **words}
+        told |= {"spec": asked["spec"], "updatedAt": "2026-01-01T00:00:00"}
+        told["project"] = {"id": "1", "name": asked["projectName"], "entityName": ENTITY}
+        return {"upsertView": {"view": told, "inserted": True}}
+
+    upsert_view2 = upsert_view  # as workspaces call it
 
     def notify_scriptable_run_alert(self, _: dict) -> dict:
         return {"notifyScriptableRunAlert": {"success": True}}
@@ -508,7 +586,8 @@ def _handler(server: WandbServer) -> type:
             server.seen.append(name)
             variables = asked.get("variables") or {}
             try:
-                told = getattr(server, _snake(name))(variables.get("input", variables))
+                answer = getattr(server, "list_runs" if name == "Runs" else _snake(name))
+                told = answer(variables.get("input", variables))
             except (AttributeError, LookupError) as error:
                 query = " ".join(asked["query"].split())
                 server.unknown.append(f"{name} ({error!r}): {query} {variables}")
