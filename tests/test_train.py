@@ -46,6 +46,7 @@ def test_files_of_a_run(undisturbed):
     files = [file for file in all_files(undisturbed) if not file.startswith("wandb")]
     assert files == [
         ".lock",
+        "about.json",
         "best.pt",
         "config.yaml",
         "figures",
