@@ -121,29 +121,36 @@ def read_study(folder: Path) -> PastStudy:
 
 
 def collect(paths: Iterable[Path]) -> list[PastRun]:
-    """All runs in these places, each once, in the order of their names."""
-    folders: dict[Path, None] = {}
+    """All runs in these places, each once; those of a folder in the order of their names."""
+    runs: dict[Any, PastRun] = {}
     for path in paths:
-        found = folders_of(path)
+        if not path.exists():
+            raise Mistake(f"{path}: there is no such folder")
+        found = trials_of(path) if is_study(path) else [read_run(one) for one in folders_of(path)]
         if not found:
-            raise Mistake(f"{path}: no run, no folder of runs and no study")
-        folders.update(dict.fromkeys(folder.resolve() for folder in found))
-    return [read_run(folder) for folder in folders]
+            raise Mistake(f"{path}: no run, no folder of runs and no study with a trial")
+        runs.update({run.folder or run.run_id: run for run in found})
+    return list(runs.values())
 
 
 def folders_of(path: Path) -> list[Path]:
     """The run folders that a path stands for."""
-    if not path.exists():
-        raise Mistake(f"{path}: there is no such folder")
     if is_run(path):
-        return [path]
-    if is_study(path):
-        from study import load
+        return [path.resolve()]
+    children = sorted(path.iterdir()) if path.is_dir() else []
+    return [child.resolve() for child in children if is_run(child)]
 
-        return [job.run for job in load(path).jobs() if job.run.is_dir()]
-    if not path.is_dir():
-        return []
-    return sorted(child for child in path.iterdir() if is_run(child))
+
+def trials_of(path: Path) -> list[PastRun]:
+    """A study's runs; a trial that failed before it had a config has its parameters only."""
+    from study import load
+
+    found = []
+    for one in load(path).standings():
+        run, state = one.job.run.resolve(), "killed" if one.state == "waiting" else one.state
+        lost = PastRun(one.job.run_id, None, state, dict(one.job.parameters), [], {})
+        found.append(read_run(run) if is_run(run) else lost)
+    return found
 
 
 def is_run(path: Path) -> bool:
@@ -175,11 +182,14 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
         raise Mistake(f"{path}: this is no JSON ({error})") from error
+    if not isinstance(told, dict):
+        raise Mistake(f"{path}: names and their values are needed")
+    return told
 
 
 def read_history(run: Path) -> list[dict[str, float]]:

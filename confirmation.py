@@ -11,11 +11,10 @@ from dataclasses import asdict, dataclass
 
 from cli import Mistake
 from collection import read_summary
+from difference import LIKELY
 from run_folder import writing
 from study import End, Standing, Study
 from trial import Job
-
-LIKELY = 0.05  # a lead that chance alone gives less often than this is more than noise
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,18 @@ class Confirmation:
             raise Mistake(f"{study.folder}: no trial is finished, there is nothing to confirm")
         best_first = study.goal == "maximize"
         self.trials = sorted(finished, key=lambda one: one.value, reverse=best_first)[:top]
-        self.jobs = {one.number: [_again(one, n + 1) for n in range(seeds)] for one in self.trials}
+        self.jobs = {
+            one.number: [self._again(one, n + 1) for n in range(seeds)] for one in self.trials
+        }
         self.failed: set[str] = set()
+
+    def _again(self, one: Standing, offset: int) -> Job:
+        job = one.job
+        run_id = f"{job.run_id}-seed{offset}"
+        before = {**self.study.by_command, **job.parameters}.get("seed", 0)
+        parameters = {**job.parameters, "seed": int(before) + offset}
+        key, run = f"{job.key}-seed{offset}", job.run.with_name(run_id)
+        return Job(key, run_id, parameters, run, job.epochs)
 
     def next(self) -> Job | None:
         for jobs in zip(*self.jobs.values(), strict=True):  # one seed of each, then the next seed
@@ -79,13 +88,6 @@ class Confirmation:
                 told = " ".join(self.study.told(one.job))
                 found.append(Confirmed(one.job.key, one.job.run_id, told, one.value, values))
         return sorted(found, key=lambda one: one.mean, reverse=self.study.goal == "maximize")
-
-
-def _again(one: Standing, offset: int) -> Job:
-    job = one.job
-    run_id = f"{job.run_id}-seed{offset}"
-    parameters = {**job.parameters, "seed": int(job.parameters.get("seed", 0)) + offset}
-    return Job(f"{job.key}-seed{offset}", run_id, parameters, job.run.with_name(run_id))
 
 
 def report(study: Study, confirmation: Confirmation) -> str:

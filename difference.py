@@ -16,6 +16,7 @@ from PIL import Image
 from cli import Mistake
 from collection import PastRun
 
+LIKELY = 0.05  # what chance alone gives less often than this is more than chance
 MOVED = 10  # classes, in each direction
 SHOWN = 16  # images fixed, and so many broken
 TILE = 112
@@ -126,12 +127,12 @@ def gallery(
 def _maps(run: PastRun, positions: np.ndarray, given: dict[str, Any]) -> tuple:
     """The data and the run's maps for what it predicts."""
     from record import load_weights, open_run
-    from viz import look
+    from viz import look, read_predictions
 
     assert run.folder, "runs of W&B have no predictions"
     _, data, learner = open_run(run.folder, given)
-    load_weights(learner, run.folder / "best.pt")
-    index = predictions_of(run)["index"][positions]
+    epoch = load_weights(learner, run.folder / "best.pt")
+    index = read_predictions(run.folder, data, epoch)["index"][positions]  # of these very images
     _, (_, maps) = look(learner, data.images[index], data.labels[index])
     return data, maps
 
@@ -145,11 +146,12 @@ def _pictures(image: np.ndarray, box: np.ndarray, size: int, maps: Sequence, pla
     return tuple(one and draw_box(one, box, size) for one in found)
 
 
-def why_no_gallery(runs: Sequence[PastRun]) -> str:
+def why_no_gallery(runs: Sequence[PastRun], given: dict[str, Any]) -> str:
     """What is missing to draw the images; nothing where all is there."""
     for run in runs:
+        data_dir = given.get("data_dir") or run.config.get("data_dir", "")
         if run.folder is None or not (run.folder / "best.pt").is_file():
             return f"{run.run_id} has no best.pt here"
-        if not Path(run.config.get("data_dir", "")).is_dir():
-            return f"the data of {run.run_id} ({run.config.get('data_dir')}) are not here"
+        if not Path(data_dir).is_dir():
+            return f"the data of {run.run_id} ({data_dir}) are not here"
     return ""

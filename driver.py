@@ -5,6 +5,7 @@ epoch. Ctrl-C, SIGTERM and SIGHUP save all trials; the same call goes on with th
 also on several machines, may work on one study.
 """
 
+import errno
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import hyperband
+from cli import Mistake
 from collection import read_summary
 from run_folder import is_in_use
 from study import ENDS, End, Study
-from trial import Job, Trial, last_lines
+from trial import Job, Trial, last_lines, output_dir
 
 if TYPE_CHECKING:
     from standings import Board
@@ -94,8 +96,12 @@ class Driver:
                 signal.signal(number, lambda *_, request=request: self.ask(request))
 
     def ask(self, request: str) -> None:
-        self.urgent = self.request is not None
+        # Only a second Ctrl-C is in a hurry: a closed terminal sends SIGHUP twice.
+        self.urgent = self.request == request == "interrupt"
         self.request = self.request or request
+        for slot in self.slots:  # at once: SIGTERM to all of a machine is a stop to them after 1 s
+            if slot.trial is not None:
+                slot.trial.save()
 
     def run(self) -> int:
         """0 when all is tried, 1 after too many failures in a row; look at `request`, too."""
@@ -125,9 +131,9 @@ class Driver:
                     self.say(
                         f"trial {slot.job.key}: its earlier process still works; it is waited for"
                     )
-            if slot.job is not None and slot.trial is None:
+            if slot.job is not None and slot.trial is None and self.request is None:
                 self.begin(slot)
-        return any(slot.job for slot in self.slots)
+        return any(slot.job for slot in self.slots) or not self.ask_at  # what was begun has ended
 
     def begin(self, slot: Slot) -> None:
         """Start its process, unless an earlier one still works or has come to an end."""
@@ -141,14 +147,23 @@ class Driver:
             said = last_lines(self.study.log(job)) if ended == "failed" else ()
             self.close(slot, ended, said)
             return
+        goes_to = output_dir(self.study.sweep, job.parameters)
+        there = goes_to.is_dir() and job.run.parent.is_dir()
+        if job.run.parent.is_dir() and not (there and goes_to.samefile(job.run.parent)):
+            raise Mistake(
+                f"the study's runs are in {job.run.parent}, and a trial begun here would write to "
+                f"{goes_to.resolve()}; call this where the study was begun"
+            )
         slot.starts += 1
-        slot.rows = 0
+        slot.rows = len(self.study.values(job))  # hyperband waits for one that this process wrote
         again = " again" if slot.starts > 1 or job.run.exists() else ""
         self.note(f"trial {job.key} begins{again}: {' '.join(self.study.told(job))} ({job.run})")
         env = {**slot.env, "WANDB_RUN_GROUP": self.study.name, "WANDB_PROJECT": self.study.project}
         try:
             slot.trial = Trial(job, self.study.sweep, self.study.trials, env)
-        except (FileNotFoundError, PermissionError) as error:  # the command's first word
+        except OSError as error:  # the command's first word
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
 
     def look(self) -> None:
@@ -169,7 +184,7 @@ class Driver:
         state = read_summary(slot.job.run).get("state")
         died_of = status - 128 if 128 < status <= 128 + signal.NSIG else None
         if trial.asked_to_stop:
-            self.close(slot, "stopped")
+            self.close(slot, "finished" if state == "finished" else "stopped")
         elif status == 0 and state in ENDS:
             self.close(slot, state)
         elif died_of and slot.starts < STARTS:
@@ -184,7 +199,7 @@ class Driver:
     def close(self, slot: Slot, state: str, error: Sequence[str] = ()) -> None:
         """The job is done with: write its end down."""
         job, study = slot.job, self.study
-        value, epochs = study.reached(job, state), len(study.values(job))
+        value, epochs = study.reached(job, state), study.epochs(job)
         if value is None and state != "failed":
             error, state = [f"it has no {study.metric}"], "failed"
         self.source.ended(job, End(state, value, epochs, tuple(error)))
@@ -220,10 +235,10 @@ class Driver:
     def end(self) -> None:
         """Save all that is at work."""
         working = [slot for slot in self.slots if slot.trial is not None]
-        if working:
-            self.say(f"{len(working)} trials are saved; the same call goes on with them")
         for slot in working:
             slot.trial.save()
+        if working:
+            self.say(f"{len(working)} trials are saved; the same call goes on with them")
         deadline = time.monotonic() + KILL_AFTER_S
         for slot in working:
             while slot.trial.status() is None:

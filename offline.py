@@ -1,5 +1,6 @@
 """The commands of an offline sweep: run, status, confirm, push."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,9 @@ def run(options, sweep: dict, count: int | None) -> int:
     status = drive(study, Search(study, count), options, sweep.get("early_terminate"))
     best = best_of(study.standings(), study.goal)
     if best:
+        folder = shlex.quote(str(study.folder))
         print(f"the best run: {best.job.run}")
-    print(f"next: python sweep.py confirm {study.folder}; or hand it to W&B: … push {study.folder}")
+        print(f"next: python sweep.py confirm {folder}; or hand it to W&B: … push {folder}")
     return status
 
 
@@ -52,7 +54,7 @@ def confirm(options) -> int:
     confirmation = Confirmation(study, options.top, options.seeds)
     status = drive(study, confirmation, options)
     print(report(study, confirmation))
-    return status
+    return status or int(not confirmation.results())
 
 
 def push(options) -> int:

@@ -131,7 +131,7 @@ def diff(arguments: list[str]) -> int:
 def one_run(path: Path) -> PastRun:
     if not is_run(path):
         raise Mistake(f"{path} is no run's folder: it has no config.yaml")
-    return read_run(path)
+    return read_run(path.resolve())
 
 
 def main(arguments: list[str]) -> int:

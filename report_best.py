@@ -159,8 +159,9 @@ def localisation(findings: Findings) -> Section | None:
     images = best.at_best("val/cam_images")
     on = f" on {images:,.0f} validation images with a box" if images else ""
     told = (
-        f"Grad-CAM of the true class{on}, at epoch {best.epoch}. Objects are large and central, "
-        "so a high number alone says little: read it against the baseline, which needs no model."
+        f"Grad-CAM of the true class{on}, at epoch {best.epoch}. Where objects are large or "
+        "central a high number alone says little: read it against the baseline, which needs no "
+        "model."
     )
     parts = [tag("p", told), table(heads, rows, "localisation")]
     return Section("localisation", "Did it look at the object?",

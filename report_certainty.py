@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from collection import PastRun
-from report_findings import ACCURACY, SHARES, SILENT, Entry, Findings, count, shown
+from difference import LIKELY, mcnemar
+from report_findings import ACCURACY, SHARES, SILENT, Entry, Findings, count, known_as, shown
 
 NOISE = 2.0  # standard errors
 MANY = 10_000  # images, from which on a second decimal of a percentage says something
@@ -36,18 +35,27 @@ def certainty(findings: Findings) -> Certainty:
 
 def _by_confirmation(findings: Findings) -> Certainty | None:
     """What `sweep.py confirm` found: the best run again, or the best of those that were."""
-    for study in findings.studies:
-        trials = study.confirmed.get("trials") or []
-        if not trials or study.confirmed.get("metric") != findings.metric:
-            continue
-        own = [one for one in trials if one.get("run_id") == findings.best.run.run_id]
+    mine = findings.best.run.run_id
+    told = [
+        study.confirmed
+        for study in findings.studies
+        if study.confirmed.get("trials")
+        and known_as(study.confirmed.get("metric")) == findings.metric
+    ]
+    told.sort(key=lambda one: all(trial.get("run_id") != mine for trial in one["trials"]))
+    for confirmed in told:  # its own study first
+        trials = confirmed["trials"]
+        own = [one for one in trials if one.get("run_id") == mine]
         one = (own or trials)[0]
         of = "It" if own else f"Of the trials that were run again, {one['run_id']} is the best: it"
         words = _mean(findings.metric, list(one["values"].values()))
-        verdict = str(study.confirmed.get("sentence", "")).strip()
+        verdict = str(confirmed.get("sentence", "")).strip()
         verdict = f"{verdict[:1].upper()}{verdict[1:]}." if verdict else ""
-        sentence = f"{of} was trained again with {words}. {verdict}"
-        return Certainty(one.get("sd") if own else None, "over other seeds", [sentence.strip()])
+        sentence = f"{of} was trained again with {words}. {verdict}".strip()
+        if own and trials[0] is not one:
+            mean = shown(findings.metric, trials[0]["mean"])
+            sentence += f" {trials[0]['run_id']} did better there: mean {mean}."
+        return Certainty(one.get("sd") if own else None, "over other seeds", [sentence])
     return None
 
 
@@ -73,12 +81,12 @@ def _mean(metric: str, values: list[float]) -> str:
 def _by_images(findings: Findings, images: int | None) -> Certainty:
     best, metric = findings.best, findings.metric
     once = (
-        "Nobody has trained this config with another seed, so how much of it is the luck of the "
-        "seed is not known"
+        "No other seed of this config is finished here, so how much of it is the luck of the seed "
+        "is not known"
     )
     on_disk = any(study.folder for study in findings.studies)
     ask = "; `python sweep.py confirm` would tell." if on_disk else "."
-    if metric not in SHARES or not images:
+    if metric not in ("val/acc", "val/top5") or not images:
         return Certainty(None, "", [once + ask])
     error = standard_error(best.value, images)
     text = (
@@ -99,7 +107,7 @@ def _luck(findings: Findings) -> str:
     if not chosen:
         return ""
     both = "both flatter it" if len(chosen) > 1 else "that flatters it"
-    told = f"It is {' of '.join(chosen)}, chosen on these same images; {both} a little."
+    told = f"It is {' of '.join(chosen)}, chosen on these same images; {both}."
     if findings.metric == ACCURACY and best.last is not None and len(best.run.rows) > 1:
         ended = "last epoch so far" if best.run.state == "running" else "last epoch"
         same = " as well" if best.last == best.value else ""
@@ -109,21 +117,25 @@ def _luck(findings: Findings) -> str:
 
 def _lead(findings: Findings) -> str:
     """The next one, and whether the images can tell the two apart."""
-    if len(findings.ranked) < 2:
+    best = findings.best
+    others = (
+        one for one in findings.ranked if _but_seed(one.run.config) != _but_seed(best.run.config)
+    )
+    second = next(others, None)
+    if second is None:
         return ""
-    best, second = findings.ranked[:2]
     lead = abs(best.value - second.value)
     told = f"The next, {second.name}, is {points(findings.metric, lead)} behind"
     if not lead:
         return f"The next, {second.name}, has the same value."
     values = seeds(best, findings.main)
-    if len(values) > 1 and lead < NOISE * statistics.stdev(values):
+    if len(values) > 1 and lead < NOISE * math.sqrt(2) * statistics.stdev(values):
         return f"{told}: no more than what another seed does."
-    error = paired_error(best.run, second.run) if findings.metric == ACCURACY else None
-    if error is None:
+    p = paired_p(best.run, second.run) if findings.metric == ACCURACY else None
+    if p is None:
         return f"{told}."
-    also = f" (standard error of the difference: {points(ACCURACY, error)})"
-    if lead < NOISE * error:
+    also = f" (exact McNemar test, p = {p:.2g})"
+    if p >= LIKELY:
         return f"{told}: on these images the two cannot be told apart{also}."
     return f"{told}: more than the choice of the images explains{also}."
 
@@ -135,10 +147,14 @@ def points(metric: str, difference: float) -> str:
 
 
 def seeds(best: Entry, entries: Iterable[Entry]) -> list[float]:
-    """The values of the finished runs that differ from the best one by their seed only."""
+    """The best value of each seed of its config: of the best run, and of those that finished."""
     wanted = _but_seed(best.run.config)
-    alike = (one for one in entries if _but_seed(one.run.config) == wanted)
-    return [one.value for one in alike if one.value is not None and one.run.state == "finished"]
+    found: dict[Any, float] = {best.run.config.get("seed"): best.value}
+    for one in entries:  # best first
+        there = one.value is not None and one.run.state == "finished"
+        if there and _but_seed(one.run.config) == wanted:
+            found.setdefault(one.run.config.get("seed"), one.value)
+    return list(found.values())
 
 
 def _but_seed(config: dict[str, Any]) -> dict[str, str]:
@@ -162,12 +178,12 @@ def images_of(run: PastRun) -> int | None:
     return told or None
 
 
-def paired_error(one: PastRun, two: PastRun) -> float | None:
-    """Standard error of the difference of two accuracies on the same images."""
+def paired_p(one: PastRun, two: PastRun) -> float | None:
+    """How often the choice of the images alone makes such a difference (exact McNemar test)."""
     a, b = one.predictions, two.predictions
     if a is None or b is None or str(a["fingerprint"]) != str(b["fingerprint"]):
         return None
     if len(a["true"]) != len(b["true"]) or len(a["true"]) < 2:
         return None
-    right = [(p["true"] == p["predicted"]).astype(np.float64) for p in (a, b)]
-    return float(np.std(right[0] - right[1], ddof=1) / math.sqrt(len(right[0])))
+    right = [p["true"] == p["predicted"] for p in (a, b)]
+    return mcnemar(int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum()))

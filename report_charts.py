@@ -201,14 +201,16 @@ def over_parameter(findings: Findings, scale: Scale) -> Figure:
 
     def x(one: Entry) -> Any:
         value = one.run.config.get(scale.key)
-        return plain(short(word(value))) if scale.kind == "category" else value
+        return plain(word(value)) if scale.kind == "category" else value
 
     axis: Figure = {"title": {"text": plain(scale.key)}}
     if scale.kind == "log":
         axis |= {"type": "log", "tickangle": 0} | _ticks_of(scale, findings, 6)
     if scale.kind == "category":
         axis |= {"type": "category"}
-        axis["categoryarray"] = [plain(short(value)) for value in scale.values]
+        axis["categoryarray"] = [plain(value) for value in scale.values]
+        axis["tickvals"] = axis["categoryarray"]
+        axis["ticktext"] = [plain(short(value)) for value in scale.values]
     layout = {"xaxis": axis, "yaxis": axis_of(findings.metric)}
 
     def told(one: Entry) -> str:

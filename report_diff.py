@@ -6,8 +6,9 @@ from typing import Any
 
 from PIL import Image
 
+from cli import Mistake
 from collection import PastRun
-from difference import TILE, Difference, Shown, compare, gallery, why_no_gallery
+from difference import LIKELY, TILE, Difference, Shown, compare, gallery, why_no_gallery
 from page import (
     Cell,
     Column,
@@ -23,8 +24,6 @@ from page import (
     tag,
 )
 from sheets import GAP, PAPER
-
-LIKELY = 0.05  # a difference that chance alone gives less often than this
 
 
 def diff_page(a: PastRun, b: PastRun, given: dict[str, Any]) -> tuple[str, str]:
@@ -59,7 +58,8 @@ def sentence(a: PastRun, b: PastRun, found: Difference) -> str:
     before, now = (
         (found.both_right + len(only)) / found.images for only in (found.broken, found.fixed)
     )
-    word = "more than chance" if found.p < LIKELY else "no more than chance"
+    than = "the choice of the images explains"
+    word = f"more than {than}" if found.p < LIKELY else f"no more than {than}"
     return (
         f"{b.run_id} is right on {now:.2%} of {found.images:,} images, {a.run_id} on "
         f"{before:.2%}: {len(found.fixed):,} fixed, {len(found.broken):,} broken, net "
@@ -93,10 +93,14 @@ def _classes(run: PastRun, found: Difference) -> Html:
 
 
 def _galleries(a: PastRun, b: PastRun, found: Difference, given: dict[str, Any]) -> list[Section]:
-    why = "" if given.get("data_dir") else why_no_gallery((a, b))
-    if why:
+    why = why_no_gallery((a, b), given)
+    try:
+        drawn = None if why else gallery(a, b, (found.fixed, found.broken), given)
+    except Mistake as mistake:  # other data, a damaged checkpoint: the counts do not need them
+        why, drawn = str(mistake), None
+    if drawn is None:
         return [Section("images", "The images", notice(f"No pictures: {why}."), "Images")]
-    fixed, broken = gallery(a, b, (found.fixed, found.broken), given)
+    fixed, broken = drawn
     told = [
         ("fixed", "Fixed", fixed, len(found.fixed), f"{b.run_id} is surest of"),
         ("broken", "Broken", broken, len(found.broken), f"{a.run_id} was surest of"),

@@ -143,8 +143,13 @@ class Findings:
 
 def aim(studies: Sequence[PastStudy]) -> tuple[str, str]:
     """Metric and goal: those of the studies, where they agree."""
-    told = {(study.metric, study.goal) for study in studies}
+    told = {(known_as(study.metric), study.goal) for study in studies}
     return told.pop() if len(told) == 1 else (ACCURACY, "maximize")
+
+
+def known_as(metric: str | None) -> str | None:
+    """`best_val_acc` is the accuracy of the best epoch, as this page tells it anyhow."""
+    return ACCURACY if metric == "best_val_acc" else metric
 
 
 def reached(run: PastRun, metric: str, goal: str) -> tuple[int | None, float | None]:

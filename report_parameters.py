@@ -72,8 +72,8 @@ def scales(findings: Findings) -> list[Scale]:
 
 
 def importance(findings: Findings) -> dict[str, float] | None:
-    """Share of the metric's variation that each key explains: Optuna's fANOVA, over the runs that
-    ended with a value; None where they are too few to tell.
+    """How the effect that Optuna's fANOVA finds is divided between the keys, over the runs that
+    ended with a value (1 in all, also where it is noise); None where they are too few to tell.
     """
     counted = [one for one in findings.ranked if one.run.state not in GOING_ON]
     if len(counted) < ENOUGH or len({one.value for one in counted}) < 2:

@@ -18,6 +18,7 @@ from report_findings import (
     Findings,
     count,
     duration,
+    known_as,
     shown,
     word,
 )
@@ -68,7 +69,7 @@ def _data(findings: Findings) -> str:
     about, parts = best.run.about, []
     if about.get("classes"):
         parts.append(count(len(about["classes"]), "class", "classes"))
-    if about.get("training_images"):
+    if about.get("training_images") and about.get("validation_images"):
         train, val = about["training_images"], about["validation_images"]
         parts.append(f"{train:,} training and {val:,} validation images")
     if findings.groups[0].fingerprint:
@@ -97,7 +98,7 @@ def notices(findings: Findings) -> list[Html]:
     told = []
     if len(findings.groups) > 1:
         told.append(_other_data(findings))
-    aims = {(study.metric, study.goal) for study in findings.studies}
+    aims = {(known_as(study.metric), study.goal) for study in findings.studies}
     if len(aims) > 1:
         many = ", ".join(sorted(f"{metric} ({goal})" for metric, goal in aims))
         told.append([f"The studies search for different things: {many}. Here all runs are "
@@ -184,9 +185,9 @@ def _importance(findings: Findings) -> Html:
     words, values = list(found), list(found.values())
     told = [f"{value:.0%}" for value in values]
     caption = (
-        f"How much of the differences in {charts.name_of(findings.metric)} each parameter "
-        f"explains, as shares of 1 (Optuna's fANOVA, {count(ended, 'run')}). It says how much, not "
-        "in which direction: that is in the charts below."
+        f"How the effect on {charts.name_of(findings.metric)} that Optuna's fANOVA finds in "
+        f"{count(ended, 'run')} is divided between the parameters. The shares add up to 100% also "
+        "where the differences are noise. The direction is in the charts below."
     )
     return chart(charts.bars(words, values, told, share=True), caption)
 

@@ -65,9 +65,9 @@ def _importance(findings: Findings) -> str:
         )
     shares = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
     return (
-        f"How much of the differences in {charts.name_of(findings.metric)} each parameter "
-        f"explains: {shares} (Optuna's fANOVA, {ended}; the panel has W&B's own estimate). It says "
-        "how much, not in which direction."
+        f"How the effect on {charts.name_of(findings.metric)} is divided between the parameters: "
+        f"{shares} (Optuna's fANOVA, {ended}; the panel has W&B's own estimate). The shares add up "
+        "to 100% also where the differences are noise."
     )
 
 

@@ -145,10 +145,10 @@ def is_in_use(run: Path) -> bool:
     try:
         with open(run / ".lock", "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
     except BlockingIOError:
         return True
+    except OSError:  # there is none, or it may only be read
+        return False
     return False
 
 

@@ -1,5 +1,6 @@
 """How a study stands: its trials as a table in the terminal, the best so far, the time left."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -112,7 +113,8 @@ class Board:
     ) -> None:
         if self.live:
             self.show(now=True)
-            self.live.__exit__(kind, error, trace)
+            with contextlib.suppress(OSError):
+                self.live.__exit__(kind, error, trace)
         elif error is None:
             self.console.print(Text(sentence(self.study, self.study.standings())))
 
@@ -122,7 +124,8 @@ class Board:
             self.say(line)
 
     def say(self, line: str) -> None:
-        self.console.print(Text(line), soft_wrap=True)
+        with contextlib.suppress(OSError):  # the terminal has gone; the trials must be saved
+            self.console.print(Text(line), soft_wrap=True)
 
     def show(self, now: bool = False) -> None:
         if self.live is None or (not now and self.clock() < self.shown_at + SHOW_EVERY_S):
@@ -131,4 +134,5 @@ class Board:
         standings = self.study.standings()
         made = table(self.study, standings, self.console.height - FRAME_ROWS)
         told = Text(sentence(self.study, standings), overflow="fold")
-        self.live.update(Group(made, told), refresh=True)
+        with contextlib.suppress(OSError):
+            self.live.update(Group(made, told), refresh=True)

@@ -4,19 +4,22 @@ sweeps/<name>/sweep.yaml       the sweep, as it was when the study began
               study.journal    every trial, its parameters and its value, written by Optuna
               trials/007.yaml  the parameters, as train.py has them; 007.log: what it printed
               trials/007.lock  locked by the driver whose trial it is
+              .lock            locked while one decides what is tried next
+              confirm.json, pushed.json: what `confirm` found, what `push` has done
 
 A driver that dies leaves its trials in the journal as running and their locks free: whoever comes
 next takes them up. What a trial has reached is read from its run's folder.
 """
 
 import fcntl
-import json
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +27,8 @@ import yaml
 
 import sweep_file
 from cli import Mistake
-from collection import best, read_history, read_summary
+from collection import best, is_study, read_history, read_summary
+from config import Config
 from run_folder import is_in_use, new_id, writing
 from sweep_parameters import distribution
 from tracking import PROJECT
@@ -33,6 +37,7 @@ from trial import Job, output_dir
 # What a study was made for; the rest of a sweep's file may change between two calls.
 FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
 STUDY = "sweep"  # its name in the journal
+CLAIM_TRIES, CLAIM_PAUSE_S = 3, 0.01
 ENDS = ("finished", "stopped", "failed")
 
 
@@ -93,7 +98,7 @@ class Study:
 
     @property
     def name(self) -> str:
-        return self.folder.name
+        return self.folder.resolve().name
 
     @property
     def metric(self) -> str:
@@ -112,6 +117,11 @@ class Study:
     def count(self, count: int | None) -> None:
         if count != self.count:
             self.optuna.set_user_attr("count", count)
+
+    @cached_property
+    def by_command(self) -> dict[str, Any]:
+        """What the command's own words give to every trial."""
+        return sweep_file.of_command(self.sweep.get("command"))
 
     @property
     def project(self) -> str:
@@ -143,29 +153,36 @@ class Study:
         if key in self.claims:
             return False
         file = open(self.trials / f"{key}.lock", "a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
-        self.claims[key] = file
-        return True
+        for _ in range(CLAIM_TRIES):  # somebody's look at it lasts a moment only
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(CLAIM_PAUSE_S)
+            else:
+                self.claims[key] = file
+                return True
+        file.close()
+        return False
 
     def release(self, key: str) -> None:
         self.claims.pop(key).close()
 
     def _is_claimed(self, key: str) -> bool:
-        if self.claim(key):
-            self.release(key)
-            return False
-        return True
+        try:
+            if not self.claim(key):
+                return True
+        except OSError:  # a folder that we may only read: nothing is known
+            return True
+        self.release(key)
+        return False
 
     def job(self, number: int, given: dict[str, Any]) -> Job:
         """A trial by what the journal has of it."""
         run, parameters = Path(given["run"]), given["parameters"]
         if not run.parent.is_dir():  # moved, or seen from another machine
             run = output_dir(self.sweep, parameters) / given["run_id"]
-        return Job(f"{number:03d}", given["run_id"], parameters, run)
+        epochs = {**self.by_command, **parameters}.get("epochs", Config().epochs)
+        return Job(f"{number:03d}", given["run_id"], parameters, run, int(epochs))
 
     def next(self, count: int | None) -> Job | None:
         """A trial that nobody works on any more, else a new one up to `count`; it is ours now."""
@@ -174,6 +191,10 @@ class Study:
             for trial in self.optuna.get_trials(deepcopy=False):
                 begun += "job" in trial.user_attrs
                 if trial.state.is_finished() or not self.claim(f"{trial.number:03d}"):
+                    continue
+                trial = self.optuna.get_trials(deepcopy=False)[trial.number]
+                if trial.state.is_finished():  # by its driver, between our look and our claim
+                    self.release(f"{trial.number:03d}")
                     continue
                 if "job" in trial.user_attrs:
                     return self.job(trial.number, trial.user_attrs["job"])
@@ -210,7 +231,7 @@ class Study:
         claimed = self.claim(f"{trial.number:03d}")
         assert claimed, "a new trial is known to nobody else"
         values = space.values(trial.params)
-        run_id = f"{self.name}-{self.token}-{trial.number:03d}"
+        run_id = f"{plain(self.name)}-{self.token}-{trial.number:03d}"
         given = {"run_id": run_id, "parameters": values}
         given["run"] = str(output_dir(self.sweep, values).resolve() / run_id)
         trial.set_user_attr("job", given)
@@ -229,6 +250,10 @@ class Study:
         else:
             self._fail(number, {})  # the search takes it for the worst of all
         self.release(job.key)
+
+    def epochs(self, job: Job) -> int:
+        """Whole ones so far."""
+        return len(self._history(job.run))
 
     def values(self, job: Job) -> list[float]:
         """The metric after every epoch; read again only where the file has changed."""
@@ -286,8 +311,12 @@ class Study:
 
 def folder_of(sweep: dict[str, Any], file: Path) -> Path:
     """`sweeps/<name>`, where no other is given."""
-    name = str(sweep.get("name") or file.stem)
-    return Path("sweeps") / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:60] or "sweep")
+    return Path("sweeps") / plain(str(sweep.get("name") or file.stem))
+
+
+def plain(name: str) -> str:
+    """What a run's id may have of a name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:60] or "sweep"
 
 
 def create(folder: Path, sweep: dict[str, Any]) -> Study:
@@ -311,7 +340,7 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
 
 
 def load(folder: Path) -> Study:
-    if not (folder / "sweep.yaml").is_file():
+    if not is_study(folder) or not (folder / "sweep.yaml").is_file():
         raise Mistake(f"{folder} is no study: `python sweep.py run FILE --dir {folder}` makes one")
     return _open(folder, sweep_file.read(folder / "sweep.yaml"))
 
@@ -336,9 +365,10 @@ def _open(folder: Path, sweep: dict[str, Any]) -> Study:
         storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
         if not storage.get_all_studies():
             direction = sweep["metric"].get("goal", "minimize")
-            made = optuna.create_study(storage=storage, study_name=STUDY, direction=direction)
-            made.set_user_attr("token", new_id()[:4])
+            optuna.create_study(storage=storage, study_name=STUDY, direction=direction)
         study = optuna.load_study(study_name=STUDY, storage=storage)
+        if "token" not in study.user_attrs:  # new, or its maker was killed between the two lines
+            study.set_user_attr("token", new_id()[:4])
         return Study(folder, sweep, study.user_attrs["token"], study, storage)
-    except (json.JSONDecodeError, KeyError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError, IsADirectoryError) as error:
         raise Mistake(f"{journal}: this is no journal of a study ({error})") from error

@@ -30,10 +30,7 @@ class Job:
     run_id: str
     parameters: dict[str, Any]
     run: Path  # the run's folder
-
-    @property
-    def epochs(self) -> int:
-        return int(self.parameters.get("epochs", Config().epochs))
+    epochs: int  # that it is to have
 
 
 def output_dir(sweep: Mapping[str, Any], parameters: Mapping[str, Any]) -> Path:
@@ -119,5 +116,5 @@ def last_lines(log: Path, begins_at: int = 0) -> list[str]:
     except FileNotFoundError:
         return []
     told = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in told if re.match(r"error: |\w*(Error|Exception)\b.*: ", line)]
+    errors = [line for line in told if re.match(r"error: |[\w.]*(Error|Exception)\b.*: ", line)]
     return errors[-1:] or told[-ERROR_LINES:]

@@ -63,9 +63,9 @@ def test_a_page_without_the_data_says_so(tmp_path):
     hostile = ("<script>alert(1)</script>", "square", "triangle", "ring", "heart")
     a = with_predictions(tmp_path, [0, 0, 0, 3, 4], [0.5] * 5, run_id="a", classes=hostile)
     b = with_predictions(tmp_path, [1, 1, 2, 3, 4], [0.5] * 5, run_id="b", classes=hostile)
-    assert "no best.pt" in why_no_gallery((a, b))
+    assert "no best.pt" in why_no_gallery((a, b), {})
     page, said = diff_page(a, b, {})
-    assert "2 fixed, 1 broken, net +1; no more than chance" in said
+    assert "2 fixed, 1 broken, net +1; no more than the choice" in said
     assert "No pictures: a has no best.pt here." in page
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page

@@ -87,9 +87,12 @@ class Offline:
         path = self.folder / "starts.txt"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
+    def runs(self) -> list[Path]:
+        return sorted((self.folder / "runs").glob("*-*"))
+
     def rows(self) -> list[int]:
         """How many epochs each run has."""
-        return [len(history_lines(run)) - 1 for run in sorted((self.folder / "runs").glob("s-*"))]
+        return [len(history_lines(run)) - 1 for run in self.runs()]
 
     def processes(self) -> list[int]:
         found = []
@@ -188,7 +191,8 @@ def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(offline, whom
     text = made.run("--count", "6", "--workers", "2")
     assert "6 of 6 trials: 6 finished" in text
     assert made.rows() == [6] * 6
-    assert [len(trial["told"]) for trial in made.journal().values()] == [1] * 6
+    begun = [trial for trial in made.journal().values() if not trial.get("forgotten")]
+    assert [len(trial["told"]) for trial in begun] == [1] * 6
     assert "collision" not in [start[0] for start in made.starts()]
     assert made.processes() == []
 
@@ -334,3 +338,41 @@ def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
             assert key == "wandb_version" or config[key] == value["value"]
         record = json.dumps(offline_record(folder))
         assert '"run_group": "lr-and-augmentation"' in record, record[:2000]
+
+
+def test_a_command_that_is_not_there_fails_each_trial(offline):
+    made = offline(command=["nothere", "${args}"])
+    driver = made.start("run", "s.yaml", "--count", "9", "--max-failures", "2")
+    assert driver.wait(TIMEOUT_S) == 1
+    assert "trial 001 failed (2 of at most 2 in a row): nothere: No such file" in made.text()
+
+
+def test_a_study_that_was_killed_at_its_birth_goes_on(offline):
+    made = offline()
+    made.run("--count", "1")
+    journal = made.dir / "study.journal"
+    journal.write_text(journal.read_text().splitlines()[0] + "\n")  # no token, no trial
+    assert "1 of 1 trials: 1 finished" in made.run("--count", "1")
+
+
+def test_any_folder_name_and_a_trial_goes_on_where_it_began(offline, tmp_path):
+    made = offline(parameters={"epochs": {"value": 30}})
+    driver = made.start("run", "s.yaml", "--count", "1", "--dir", "my stüdy")
+    made.until(lambda: sum(len(history_lines(one)) for one in made.runs()) >= 3)
+    driver.send_signal(signal.SIGINT)
+    driver.wait(TIMEOUT_S)
+    (folder,) = made.runs()
+    assert re.fullmatch(r"my-st-dy-[a-z0-9]{4}-000", folder.name)
+    (tmp_path / "elsewhere").mkdir()
+    call = ("run", tmp_path / "s.yaml", "--count", "1", "--dir", tmp_path / "my stüdy")
+    done = run("sweep.py", *call, cwd=tmp_path / "elsewhere")
+    assert_mistake(done, "call this where the study was begun")
+    assert "1 finished" in made.run("--count", "1", "--dir", "my stüdy")
+
+
+def test_a_report_shows_trials_that_never_trained(offline):
+    made = offline(command=["nothere", "${args}"])
+    assert made.start("run", "s.yaml", "--count", "1").wait(TIMEOUT_S) == 0
+    done = run("report.py", made.dir, "-o", made.folder / "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "failed" in (made.folder / "report.html").read_text()

@@ -91,7 +91,7 @@ def test_a_folder_without_a_run(tmp_path):
 
 
 def standing(state: str, epochs: int, seconds: float) -> Standing:
-    job = Job("000", "id", {"epochs": 10}, Path("runs/id"))
+    job = Job("000", "id", {}, Path("runs/id"), 10)
     return Standing(0, job, state, epochs, None, (), seconds)
 
 
