@@ -41,7 +41,7 @@ bench: .venv/.installed-dev ## speed against peers; real data in DATA_DIR (defau
 	@$(PY) bench/explain.py --data_dir="$(DATA_DIR)"
 
 clean: ## remove .venv and caches, never data or runs
-	@rm -rf .venv .pytest_cache .ruff_cache __pycache__ */__pycache__
+	@rm -rf .venv .cache/wandb-sweeps .pytest_cache .ruff_cache __pycache__ */__pycache__
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -26,7 +26,7 @@ import yaml
 
 from cli import Mistake
 from config import Config
-from ending import die_of
+from ending import die_of, on_request
 from pool import cores
 from processes import in_session, kill_session
 from sweep_file import of_command
@@ -124,14 +124,7 @@ class Launcher:
         self.request: str | None = None
 
     def listen(self) -> None:
-        for number, request in (
-            (signal.SIGTERM, "preempt"),
-            (signal.SIGUSR1, "preempt"),
-            (signal.SIGHUP, "preempt"),
-            (signal.SIGINT, "interrupt"),
-        ):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup and `&`
-                signal.signal(number, lambda *_, request=request: self.ask(request))
+        on_request(self.ask)
 
     def ask(self, request: str) -> None:
         self.request = self.request or request

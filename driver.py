@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import hyperband
 from cli import Mistake
 from collection import read_summary
+from ending import on_request
 from run_folder import is_in_use
 from study import ENDS, End, Study
 from trial import Job, Trial, last_lines, output_dir
@@ -86,14 +87,7 @@ class Driver:
         self.ask_at = 0.0
 
     def listen(self) -> None:
-        for number, request in (
-            (signal.SIGTERM, "preempt"),
-            (signal.SIGUSR1, "preempt"),
-            (signal.SIGHUP, "preempt"),
-            (signal.SIGINT, "interrupt"),
-        ):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup and `&`
-                signal.signal(number, lambda *_, request=request: self.ask(request))
+        on_request(self.ask)
 
     def ask(self, request: str) -> None:
         # Only a second Ctrl-C is in a hurry: a closed terminal sends SIGHUP twice.

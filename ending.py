@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -77,6 +77,18 @@ class Ending:
             self.ask("preempt")
         elif time.monotonic() - self._term_at >= PARENT_GRACE_S:
             self.ask("stop")
+
+
+def on_request(ask: Callable[[str], None]) -> None:
+    """For what starts runs and does not train: every signal to end preempts them, but Ctrl-C."""
+    for number, request in (
+        (signal.SIGTERM, "preempt"),
+        (signal.SIGUSR1, "preempt"),
+        (signal.SIGHUP, "preempt"),
+        (signal.SIGINT, "interrupt"),
+    ):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup and `&`
+            signal.signal(number, lambda *_, request=request: ask(request))
 
 
 def die_of(request: str) -> NoReturn:
