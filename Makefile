@@ -62,5 +62,5 @@ clean: ## remove .venv and caches, never data or runs
 	@$(call install,-r requirements-dev.txt)
 	@touch $@
 
-install = if command -v uv >/dev/null; then uv pip install --quiet --python $(PY) $(1); \
+install = if command -v uv >/dev/null; then uv pip install --quiet --compile-bytecode --python $(PY) $(1); \
 	else $(PY) -m pip install --quiet --disable-pip-version-check $(1); fi
