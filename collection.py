@@ -47,7 +47,7 @@ class PastRun:
         epochs, values = self.column(key)
         if not values:
             return None
-        value = max(values) if goal == "maximize" else min(values)
+        value = best(values, goal)
         return epochs[values.index(value)], value
 
     @cached_property

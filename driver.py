@@ -135,19 +135,12 @@ class Driver:
         if is_in_use(job.run):
             return
         ended = read_summary(job.run).get("state")
-        if (
-            slot.starts == 0 and ended in self.source.over
-        ):  # its driver died before it could write that down
+        if slot.starts == 0 and ended in self.source.over:
+            # Its driver died before it could write that down.
             said = last_lines(self.study.log(job)) if ended == "failed" else ()
             self.close(slot, ended, said)
             return
-        goes_to = output_dir(self.study.sweep, job.parameters)
-        there = goes_to.is_dir() and job.run.parent.is_dir()
-        if job.run.parent.is_dir() and not (there and goes_to.samefile(job.run.parent)):
-            raise Mistake(
-                f"the study's runs are in {job.run.parent}, and a trial begun here would write to "
-                f"{goes_to.resolve()}; call this where the study was begun"
-            )
+        self.check_place(job)
         slot.starts += 1
         slot.rows = len(self.study.values(job))  # hyperband waits for one that this process wrote
         again = " again" if slot.starts > 1 or job.run.exists() else ""
@@ -159,6 +152,15 @@ class Driver:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
+
+    def check_place(self, job: Job) -> None:
+        """Whether train.py, called from here, would go on where this job's run is."""
+        goes_to, is_in = output_dir(self.study.sweep, job.parameters), job.run.parent
+        if is_in.is_dir() and not (goes_to.is_dir() and goes_to.samefile(is_in)):
+            raise Mistake(
+                f"the study's runs are in {is_in}, and a trial begun here would write to "
+                f"{goes_to.resolve()}; call this where the study was begun"
+            )
 
     def look(self) -> None:
         """Judge what has ended, and stop what hyperband gives no more hope."""

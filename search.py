@@ -18,8 +18,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from space import Space
 
-__all__ = ["FORGOTTEN", "IMPUTED", "STARTUP", "Space", "ask"]
-
 STARTUP = 4  # trials of a bayes search that are spread evenly before the Gaussian process begins
 FLOOR = 2  # times as far below the median score as the best is above it: worse counts as this
 ASKS = 2  # of the Gaussian process, for a draw that is not like an earlier one

@@ -17,6 +17,7 @@ python sweep.py agents ENTITY/tinysweep/ID --print-slurm > sweep.sbatch
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cli
@@ -153,22 +154,23 @@ def _add_offline(commands) -> None:
     runs.set_defaults(command=run)
 
     text = "how a study stands; also while it runs, also from another machine"
-    looks = commands.add_parser("status", help=text, description=text)
-    looks.add_argument("dir", type=Path, metavar="DIR")
-    looks.set_defaults(command=status)
+    _add_for_study(commands, "status", text, status)
 
     text = "the best trials again with other seeds: is the winner's lead more than noise?"
-    again = commands.add_parser("confirm", help=text, description=text)
-    again.add_argument("dir", type=Path, metavar="DIR")
+    again = _add_for_study(commands, "confirm", text, confirm)
     again.add_argument("--top", type=positive, default=3, metavar="K", help="trials (default: 3)")
     again.add_argument("--seeds", type=positive, default=3, metavar="N", help="each (default: 3)")
     _add_places(again)
-    again.set_defaults(command=confirm)
 
     text = "hand a study over to W&B: its runs, and a sweep that goes on with them"
-    pushes = commands.add_parser("push", help=text, description=text)
-    pushes.add_argument("dir", type=Path, metavar="DIR")
-    pushes.set_defaults(command=push)
+    _add_for_study(commands, "push", text, push)
+
+
+def _add_for_study(commands, name: str, text: str, command: Callable) -> cli.Parser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("dir", type=Path, metavar="DIR")
+    parser.set_defaults(command=command)
+    return parser
 
 
 def _add_places(parser: cli.Parser) -> None:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 import hyperband
 import search
 from bench import engine
+from space import Space
 
 PARAMETERS = {
     "max_lr": {"distribution": "log_uniform_values", "min": 0.01, "max": 1.0},
@@ -110,7 +111,7 @@ def optimum(name: str) -> float:
 
 def ours(method: str, seed: int) -> Iterator[dict[str, Any]]:
     """Suggestions; each is answered with the value that the one `--workers` before it reached."""
-    study, space = optuna.create_study(direction="maximize"), search.Space(PARAMETERS)
+    study, space = optuna.create_study(direction="maximize"), Space(PARAMETERS)
     waiting = []
     while True:
         trial = search.ask(study, space, method, seed)

@@ -192,6 +192,15 @@ PLACES = [  # an operation of the server, whether it is done before all breaks o
 ]
 
 
+def assert_pushed(study, server, name: str) -> None:
+    """By one more call, and into one sweep."""
+    status, text = study.push()
+    assert status == 0, text
+    study.assert_whole(name)
+    (sweep,) = server.sweeps.values()
+    assert sweep.prior == [name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("operation", "is_done"), PLACES)
 def test_the_server_goes_away_and_push_is_called_again(study, server, operation, is_done):
@@ -203,11 +212,7 @@ def test_the_server_goes_away_and_push_is_called_again(study, server, operation,
     assert "Traceback" not in text
     assert "push again" in text or "made no sweep" in text
     server.down_until = 0.0
-    status, text = study.push()
-    assert status == 0, text
-    study.assert_whole(name)
-    (sweep,) = server.sweeps.values()
-    assert sweep.prior == [name]
+    assert_pushed(study, server, name)
 
 
 @pytest.mark.slow
@@ -220,11 +225,7 @@ def test_push_is_killed_and_called_again(study, server, operation, is_done):
     run = study.start()
     run.until(reached.is_set)
     run.kill()
-    status, text = study.push()
-    assert status == 0, text
-    study.assert_whole(name)
-    (sweep,) = server.sweeps.values()
-    assert sweep.prior == [name]
+    assert_pushed(study, server, name)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import search
-from search import Space
+from space import Space
 from sweep_parameters import DISTRIBUTIONS
 
 DRAWS = 500
