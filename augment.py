@@ -35,6 +35,7 @@ class Augmentation:
     cutout_holes: int = 1  # from 1 to so many holes
     cutmix: float = 0.0  # probability a batch
     mixup: float = 0.0  # probability a batch
+    mix_epochs: float = math.inf  # cutmix and mixup in so many epochs, the first ones
 
     def at_strength(self, s: float, image_size: int) -> "Augmentation":
         """The law: 0 is the identity, 1 the recipe as written; every number grows with s, up to its
@@ -48,6 +49,7 @@ class Augmentation:
             cutout_holes=self.cutout_holes,
             cutmix=min(self.cutmix * s, 1.0),
             mixup=min(self.mixup * s, 1.0),
+            mix_epochs=self.mix_epochs,
         )
 
 
@@ -142,7 +144,8 @@ def mix_batch(
     mixup where the two probabilities add up to more than 1.
     """
     stream = np.random.Generator(np.random.Philox(int(dice.bits(seed, MIX, epoch, start))))
-    choice = stream.random()
+    # In the last epochs the model sees whole images, as it will be measured on.
+    choice = stream.random() if epoch <= augmentation.mix_epochs else math.inf
     if choice < augmentation.cutmix:
         images, share = cutmix(images, stream)
     elif choice < augmentation.cutmix + augmentation.mixup:

@@ -18,7 +18,7 @@ import schedules
 from augment import Augmentation
 from cli import Mistake, Parser, did_you_mean
 from data import DATASETS, NORMALIZATIONS, SPLITS
-from model import check_name
+from model import INITS, check_name
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SWITCH = ("auto", "true", "false")
@@ -50,8 +50,13 @@ class Config:
     image_size: int = _number(
         0, "pixels, side of the model's input; 0: as the data set has it", 0, 1024
     )
+    center_crop: int = _number(
+        0, "pixels, side of the middle that is kept of each stored image; 0: all of it", 0, 1024
+    )
     normalization: str = _choice(
-        "dataset", "mean and deviation of the pixels", ("dataset", *NORMALIZATIONS)
+        "dataset",
+        "mean and deviation of the pixels; copied: Tiny ImageNet's as public recipes have them",
+        ("dataset", *NORMALIZATIONS),
     )
     workers: int = _number(2, "processes that load data; 0: none but the training's own", 0, 64)
     # augmentation
@@ -63,16 +68,24 @@ class Config:
     cutout_holes: int = _number(1, "1 to so many holes", 1, 16)
     cutmix: float = _number(0.0, "probability a batch; 0: off", 0, 1)
     mixup: float = _number(0.0, "probability a batch; 0: off", 0, 1)
+    mix_until: float = _number(1.0, "cutmix, mixup: share of the epochs that have them", 0, 1)
     # model
     model: str = _plain(
         "resnet18", "small, or a model of timm; ResNets get the 3x3 stem below 128 px"
+    )
+    init: str = _choice(
+        "timm",
+        "of the weights: timm's, whose ResNets start each residual branch at zero; ones: the same "
+        "with every norm at one; torch: each layer's own default",
+        INITS,
     )
     # optimisation
     epochs: int = _number(50, "times through the training images", 1, 10_000)
     batch_size: int = _number(
         128, "images a step; the last short batch of an epoch is kept", 1, 65_536
     )
-    optimizer: str = _choice("sgd", "sgd is Nesterov's with momentum above 0", OPTIMIZERS)
+    optimizer: str = _choice("sgd", "the algorithm", OPTIMIZERS)
+    nesterov: bool = _plain(True, "sgd with momentum above 0: Nesterov's kind")
     schedule: str = _choice("onecycle", "of the learning rate", schedules.KINDS)
     anneal: str = _choice("cosine", "onecycle: the way up and down", schedules.ANNEALS)
     max_lr: float = _number(0.1, "the highest learning rate", 0, 100, above=True)
@@ -92,6 +105,11 @@ class Config:
     step_epochs: int = _number(30, "step: epochs between two cuts", 1, 10_000)
     gamma: float = _number(0.1, "step: a cut multiplies the rate by this", 0, 1, above=True)
     momentum: float = _number(0.9, "of SGD; Adam's first beta", 0, 0.9999)
+    cycle_momentum: bool = _plain(
+        False,
+        "onecycle, cyclic: move momentum against the rate, 0.95 to 0.85 and back (cyclic: 0.9 to "
+        "0.8), whatever `momentum` says; torch's default",
+    )
     weight_decay: float = _number(5.0e-4, "on weights, not on norms and biases", 0, 10)
     l1: float = _number(0.0, "times the sum of the absolute weights, added to the loss", 0, 1)
     label_smoothing: float = _number(0.0, "share of each label spread over all classes", 0, 0.9999)
@@ -122,6 +140,8 @@ class Config:
             raise Mistake(
                 f"image_size={self.image_size} must be 8 to 1024, or 0 for the data set's own"
             )
+        if 0 < self.center_crop < 8:
+            raise Mistake(f"center_crop={self.center_crop} must be 8 to 1024, or 0 for none")
         stages = resolution.parse(self.resolution_schedule)
         if self.image_size:
             resolution.check_sizes(stages, self.image_size)
@@ -137,6 +157,7 @@ class Config:
             cutout_holes=self.cutout_holes,
             cutmix=self.cutmix,
             mixup=self.mixup,
+            mix_epochs=int(self.mix_until * self.epochs + 0.5),
         )
         return recipe.at_strength(self.aug_strength, stored_size)
 
@@ -218,7 +239,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise Mistake(f"--config={path}: {error.strerror or error}") from error
+        beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))]
+        hint = did_you_mean(str(path), beside)
+        raise Mistake(f"--config={path}: {error.strerror or error}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         at = f", line {line + 1}" if line is not None else ""

@@ -9,6 +9,7 @@ In code: `load("tiny-imagenet", Path("data"))` decodes every image once into a m
 (`cache.py`) and splits them into training and validation.
 """
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +77,14 @@ def load(
     split: str = "pooled",
     val_fraction: float = 0.3,
     split_seed: int = 0,
+    center_crop: int = 0,
 ) -> Data:
-    """Open the data set `dataset` in `data_dir` (decoding it on the first call) and split it."""
+    """Open the data set `dataset` in `data_dir` (decoding it on the first call) and split it; of
+    each image keep the middle of `center_crop` pixels, 0 for all.
+    """
     root, cache = get(dataset, data_dir)
+    if center_crop:
+        cache = crop_cache(cache, center_crop)
     if dataset == "cifar10" or split == "official":
         is_val = cache.is_val
     else:
@@ -109,6 +115,23 @@ def get(dataset: str, data_dir: Path) -> tuple[Path, Cache]:
     root = _layout_root(dataset, data_dir)
     found = layout.read_layout(root)
     return root, open_cache(data_dir, dataset, found.key(), lambda npy: _decode_layout(found, npy))
+
+
+def crop_cache(cache: Cache, size: int) -> Cache:
+    """The middle of every image, and what is left of its box there."""
+    stored = cache.images.shape[1]
+    if size > stored:
+        raise Mistake(f"center_crop={size} is more than the images have: {stored} px")
+    boxes = np.clip(cache.boxes - (stored - size) // 2, 0, size - 1)
+    boxes[layout.degenerate(cache.boxes)] = 0  # still without an area
+    boxes[(cache.boxes == layout.NO_BOX).all(1)] = layout.NO_BOX
+    return dataclasses.replace(cache, images=middle(cache.images, size), boxes=boxes)
+
+
+def middle(images: np.ndarray, size: int) -> np.ndarray:
+    """A view of the middle `size` x `size` pixels of each (n, H, H, 3)."""
+    margin = (images.shape[1] - size) // 2
+    return images[:, margin : margin + size, margin : margin + size]
 
 
 def split_pooled(

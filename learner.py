@@ -40,7 +40,8 @@ class Learner:
         self.training_size = self.image_size  # of this epoch
         self.normalizer = config.normalizer()
         seed_torch(config.seed, INIT)
-        self.model = models.create_model(config.model, len(data.cache.classes), self.image_size)
+        classes = len(data.cache.classes)
+        self.model = models.create_model(config.model, classes, self.image_size, config.init)
         self.model.to(self.device, memory_format=torch.channels_last)
         for size in (*(pixels for pixels, _ in self.stages), self.image_size):
             models.check_fit(self.model, config.model, size)
@@ -49,7 +50,7 @@ class Learner:
         self.average = _average(self.model, config.ema)
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch
-        self.schedule = _schedule(self.optimizer, config, total_steps, steps_per_epoch)
+        self.schedule = schedule_of(config, self.optimizer, total_steps, steps_per_epoch)
         self.compiled = self._compile(total_steps)
 
     def _compile(self, total_steps: int) -> Callable | None:
@@ -106,6 +107,14 @@ class Learner:
         maps = self._run(self.evaluated.forward_features, images, self.image_size)
         with self._autocast():
             return self.evaluated.forward_head(maps).float(), maps
+
+    def measure_mirrored(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As `measure`, with the logits averaged over each image and its mirror image; the maps
+        are the image's own.
+        """
+        logits, maps = self.measure(images)
+        mirrored, _ = self.measure(images.flip(2))
+        return (logits + mirrored) / 2, maps
 
     def _run(self, forward: Callable, images: torch.Tensor, size: int) -> torch.Tensor:
         """uint8 images on the device, normalised and at `size` pixels, through `forward`."""
@@ -193,19 +202,21 @@ def _average(model: nn.Module, decay: float) -> AveragedModel | None:
 def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
     groups = models.parameter_groups(model, config.weight_decay)
     if config.optimizer == "sgd":
-        nesterov = config.momentum > 0
+        nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, config.max_lr, betas=(config.momentum, 0.999))
 
 
-def _schedule(optimizer: torch.optim.Optimizer, config: Config, total: int, each: int) -> Schedule:
+def schedule_of(
+    config: Config, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int
+) -> Schedule:
     return create_schedule(
         optimizer,
         config.schedule,
         max_lr=config.max_lr,
-        total_steps=total,
-        steps_per_epoch=each,
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
         anneal=config.anneal,
         warmup_fraction=config.warmup_fraction,
         div_factor=config.div_factor,
@@ -216,4 +227,5 @@ def _schedule(optimizer: torch.optim.Optimizer, config: Config, total: int, each
         factor=config.factor,
         step_epochs=config.step_epochs,
         gamma=config.gamma,
+        cycle_momentum=config.cycle_momentum,
     )

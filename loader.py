@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import dice
 from augment import Augmentation, Augmenter, albumentations_functions, mix_batch
-from data import Data
+from data import Data, middle
 from pool import follow_parent
 
 ORDER = 3  # purpose of the dice, beside those of augment.py
@@ -78,10 +78,12 @@ class CachedImages(Dataset):
 
     def __getstate__(self) -> dict:
         # Spawned workers open the file themselves instead of receiving a copy of it.
-        return {**self.__dict__, "images": self.images.filename}
+        return {**self.__dict__, "images": (self.images.filename, self.images.shape[1])}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, images=np.load(state["images"], mmap_mode="r"))
+        filename, size = state["images"]
+        stored = np.load(filename, mmap_mode="r")
+        self.__dict__.update(state, images=middle(stored, size))
 
 
 def train_loader(

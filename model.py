@@ -8,9 +8,12 @@ Every model has timm's two halves: `model.forward_features(images)` is the last 
 the pooling, `model.forward_head(maps)` the logits; one after the other they are `model(images)`.
 `model.get_classifier()` is the last layer.
 
-Initialisation: convolutions are Kaiming normal, fan out, as in He et al. (2015) and in timm, whose
-ResNets also start the last norm of each residual branch at zero: every block begins as the
-identity, and the first steps bear a large learning rate. Linear layers keep torch's default.
+Initialisation, `timm` unless asked otherwise: convolutions are Kaiming normal, fan out, as in He et
+al. (2015) and in timm, whose ResNets also start the last norm of each residual branch at zero:
+every block begins as the identity, and the first steps bear a large learning rate. Linear layers
+keep torch's default. `ones` starts all norms at one. `torch` is what layers draw by themselves
+(Kaiming uniform with a small gain: the weights are 2.4 times smaller, so under batch norm the same
+learning rate moves them further); code that says nothing about initialisation has it.
 """
 
 import importlib.util
@@ -30,6 +33,7 @@ if TYPE_CHECKING:  # torch and timm take 15 s to import: a mistyped name is answ
 # 128 px on the stock map is 4x4 or more (7x7 at 224) at a sixteenth of the small stem's cost, and
 # published recipes of that size were made with it.
 STOCK_STEM_FROM = 128  # pixels
+INITS = ("timm", "ones", "torch")
 
 
 @lru_cache
@@ -52,11 +56,24 @@ def check_name(name: str) -> None:
         raise cli.Mistake(f"unknown model '{name}'{hint or ': small, resnet18 or a name of timm'}")
 
 
-def create_model(name: str, num_classes: int, image_size: int = 64) -> "nn.Module":
+def create_model(
+    name: str, num_classes: int, image_size: int = 64, init: str = "timm"
+) -> "nn.Module":
     """An untrained model for square RGB images of `image_size` pixels: `small`, or any of timm."""
+    assert init in INITS, init
     check_name(name)
     if name == "small":
-        return create_small(num_classes)
+        model = create_small(num_classes)
+    else:
+        model = _create_timm(name, num_classes, image_size)
+    if init == "ones":
+        _start_norms_at_one(model)
+    elif init == "torch":
+        _draw_as_torch(model)
+    return model
+
+
+def _create_timm(name: str, num_classes: int, image_size: int) -> "nn.Module":
     import timm
     from timm.models.resnet import ResNet
 
@@ -89,6 +106,22 @@ def check_fit(model: "nn.Module", name: str, image_size: int) -> None:
 def _unfit(name: str, image_size: int, error: Exception) -> cli.Mistake:
     reason = " ".join(str(error).split()) or type(error).__name__
     return cli.Mistake(f"model '{name}' does not fit images of {image_size} px: {reason}"[:300])
+
+
+def _start_norms_at_one(model: "nn.Module") -> None:
+    """Those that timm starts at zero."""
+    from torch import nn
+
+    for module in model.modules():
+        scale = getattr(module, "weight", None)
+        if isinstance(scale, nn.Parameter) and scale.ndim == 1 and not scale.any():
+            nn.init.ones_(scale)
+
+
+def _draw_as_torch(model: "nn.Module") -> None:
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
 
 
 def _keep_resolution(model: "nn.Module") -> None:

@@ -92,7 +92,12 @@ def load_data(config: Config) -> "Data":
 
     data_dir = Path(config.data_dir)
     return datasets.load(
-        config.dataset, data_dir, config.split, config.val_fraction, config.split_seed
+        config.dataset,
+        data_dir,
+        config.split,
+        config.val_fraction,
+        config.split_seed,
+        config.center_crop,
     )
 
 

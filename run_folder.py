@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import yaml
 
 from cli import Mistake
-from config import Config, to_dict
+from config import FIELDS, Config, to_dict
 
 MAY_DIFFER = (
     "data_dir",
@@ -154,8 +154,9 @@ def is_in_use(run: Path) -> bool:
 
 def compare_configs(before: dict[str, Any], config: Config, source: Path) -> None:
     for key, value in to_dict(config).items():
-        if key not in MAY_DIFFER and before.get(key) != value:
+        had = before.get(key, FIELDS[key].default)  # the field may be younger than the run
+        if key not in MAY_DIFFER and had != value:
             raise Mistake(
-                f"{source} has {key}={before.get(key)}, this call {key}={value}; give the same, "
+                f"{source} has {key}={had}, this call {key}={value}; give the same, "
                 "or another --run_id"
             )

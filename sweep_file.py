@@ -172,8 +172,9 @@ def _check_parameters(sweep: dict[str, Any], found: Findings) -> None:
 
 def _check_together(sweep: dict[str, Any], found: Findings) -> None:
     """What no key shows alone, in a sweep without other errors."""
-    chosen = {name: [value] for name, value in of_command(sweep.get("command")).items()}
-    chosen |= {name: choices(spec) for name, spec in sweep["parameters"].items()}
+    chosen = {name: choices(spec) for name, spec in sweep["parameters"].items()}
+    for name, value in of_command(sweep.get("command")).items():
+        chosen.setdefault(name, [value])
     problem = refused_combination(chosen)
     if problem:
         found.errors.append(f"together: {problem}")

@@ -77,19 +77,24 @@ def timed(batches: Iterable) -> Iterator[tuple[Any, float]]:
 
 
 def evaluate(
-    learner: "Learner", batches: Iterable, looks: "Looks", check: Callable[[], None]
+    learner: "Learner",
+    batches: Iterable,
+    looks: "Looks",
+    check: Callable[[], None],
+    measure: Callable | None = None,
 ) -> Evaluation:
     """Measure on every image of `batches`, each counted once: sums over all, then divided."""
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
+    measure = measure or learner.measure
     learner.evaluated.eval()
     loss, top5, parts = 0.0, 0, []
     with torch.inference_mode():
         for batch in batches:
             labels = batch.labels.to(learner.device, non_blocking=True)
-            logits, maps = learner.measure(batch.images)
+            logits, maps = measure(batch.images)
             loss += cross_entropy(logits, labels, reduction="sum").item()
             best = logits.topk(min(5, logits.shape[1])).indices
             top5 += (best == labels[:, None]).sum().item()
@@ -326,7 +331,7 @@ def say_what(job: Job, tracker: "Tracker") -> None:
         )
 
 
-def evaluate_run(path: Path, changed: dict[str, Any]) -> int:
+def evaluate_run(path: Path, changed: dict[str, Any], mirrored: bool) -> int:
     """`--evaluate=RUN_DIR`: the best and the last weights of a run, measured again."""
     from loader import val_loader
     from record import load_weights, open_run
@@ -335,9 +340,14 @@ def evaluate_run(path: Path, changed: dict[str, Any]) -> int:
     batches = val_loader(data, config.batch_size, config.workers)
     for name in ("best.pt", "last.pt"):
         epoch = load_weights(learner, path / name)
-        measured = evaluate(learner, batches, looks_of(data), lambda: None)
+        measure = learner.measure_mirrored if mirrored else learner.measure
+        measured = evaluate(learner, batches, looks_of(data), lambda: None, measure)
         numbers = ", ".join(f"{key} {value:.7g}" for key, value in measured.metrics().items())
-        print(f"{path / name}: epoch {epoch}, {numbers}, {len(measured.true):,} images", flush=True)
+        how = ", mean of image and mirror image" if mirrored else ""
+        print(
+            f"{path / name}: epoch {epoch}, {numbers}, {len(measured.true):,} images{how}",
+            flush=True,
+        )
     return 0
 
 
@@ -347,13 +357,20 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--run_id", metavar="ID", help="the run's folder and its id in W&B")
     parser.add_argument("--evaluate", type=Path, metavar="RUN_DIR", help="measure a finished run")
+    parser.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="with --evaluate: average over image and mirror image",
+    )
     parser.add_argument("--find_lr", action="store_true", help="range test: suggests a max_lr")
     add_arguments(parser)
     options = parser.parse_args(arguments)
     if options.evaluate:
         if options.config or options.run_id or options.find_lr:
             raise Mistake("--evaluate goes with no --config, --run_id or --find_lr")
-        return evaluate_run(options.evaluate, given(options))
+        return evaluate_run(options.evaluate, given(options), options.mirrored)
+    if options.mirrored:
+        raise Mistake("--mirrored goes with --evaluate")
     if options.find_lr:
         if options.run_id:
             raise Mistake("--find_lr makes no run, so there is no --run_id")

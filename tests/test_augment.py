@@ -221,6 +221,15 @@ def test_mixing_happens_as_often_as_asked(cutmix, mixup):
     assert np.mean(mixed) == pytest.approx(min(cutmix + mixup, 1.0), abs=0.05)
 
 
+def test_the_last_epochs_are_not_mixed():
+    source, labels = images(8), np.arange(8)
+    augmentation = Augmentation(cutmix=0.5, mixup=0.5, mix_epochs=3).at_strength(1.0, 64)
+    for epoch in range(1, 6):
+        mixed, partners, share = augment.mix_batch(source, labels, augmentation, 0, epoch, 0)
+        assert (partners is labels) == (epoch > 3)
+        assert (share == 1).all() == np.array_equal(mixed, source) == (epoch > 3)
+
+
 def test_uniform_dice_are_uniform():
     u = dice.uniform(7, np.arange(100_000))
     assert u.min() >= 0 and u.max() < 1

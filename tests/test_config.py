@@ -9,7 +9,7 @@ import yaml
 
 import config
 from cli import Mistake, Parser
-from config import FIELDS, Config, from_mapping
+from config import FIELDS, Config, from_mapping, read_recipe
 from conftest import REPO, assert_mistake, run
 
 
@@ -151,12 +151,19 @@ def test_the_sweep_file_fits_config_and_metrics():
     assert stop["min_iter"] * stop["eta"] < epochs  # two bands at least
     assert {"impute", "name", "goal"} <= set(sweep["metric"])
     assert sweep["run_cap"] > 0
-    assert sweep["command"][-1] == "${args}"
+    assert sweep["command"][-1] == "${args}"  # after the recipe, which it overrules
+    (recipe,) = (word for word in sweep["command"] if word.startswith("--config=recipes/"))
+    lowest, highest = (sweep["parameters"]["max_lr"][bound] for bound in ("min", "max"))
+    assert lowest < read_recipe(REPO / recipe.removeprefix("--config="))["max_lr"] < highest
 
 
 def test_what_is_in_force_is_a_law_of_the_fields():
     now = Config(flip=True, crop_padding=8, aug_strength=0.5).augmentation(64)
     assert (now.flip, now.crop_padding) == (0.25, 4)
     assert Config(flip=False).augmentation(64).flip == 0
+    ends = [(0.9, 50, 45), (1.0, 3, 3), (0.0, 3, 0), (0.5, 3, 2), (0.1, 3, 0)]
+    for share, epochs, last in ends:
+        mixing = Config(mix_until=share, epochs=epochs).augmentation(64)
+        assert mixing.mix_epochs == last
     assert Config(normalization="imagenet").normalizer()[0] == (0.485, 0.456, 0.406)
     assert Config(dataset="cifar10").normalizer()[0] == (0.4914, 0.4822, 0.4465)

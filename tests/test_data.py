@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_cifar10 import write_cifar10
 
+import cifar10
 import data
+import layout
 from cli import Mistake
 from conftest import WNIDS, all_files, assert_mistake, run, write_jpeg
 
@@ -225,31 +228,16 @@ def test_shapes_are_generated_on_first_use(tmp_path):
 
 
 def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
-    """A small archive in the published format; its md5 takes the place of the published one."""
-    import hashlib
+    """A small archive in the published format; its md5s take the place of the published ones."""
     import pickle
 
     from torchvision.datasets import CIFAR10
 
     folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
-    pixels = np.random.default_rng(0)
+    for attribute, value in write_cifar10(tmp_path, per_batch=20).items():
+        monkeypatch.setattr(CIFAR10, attribute, value)
+    cifar10.fetch(tmp_path)  # unpacks what is there
     names = [f"class {i}" for i in range(10)]
-    md5 = {}
-
-    def write(name, content):
-        (folder / name).write_bytes(pickle.dumps(content))
-        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
-
-    for name, _ in CIFAR10.train_list + CIFAR10.test_list:
-        rows = pixels.integers(0, 256, (20, 3072), dtype=np.uint8)
-        write(name, {"data": rows, "labels": [i % 10 for i in range(20)]})
-    write("batches.meta", {"label_names": names})
-    for attribute in ("train_list", "test_list"):
-        listed = [[name, md5[name]] for name, _ in getattr(CIFAR10, attribute)]
-        monkeypatch.setattr(CIFAR10, attribute, listed)
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5["batches.meta"]})
-
     for split in ("pooled", "official"):  # the real test set validates in any case
         loaded = data.load("cifar10", tmp_path, split=split)
         assert loaded.train.tolist() == list(range(100))
@@ -261,3 +249,33 @@ def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
     (folder / "data_batch_2").write_bytes(b"altered")
     with pytest.raises(Mistake, match="is not whole; remove it and get it again"):
         data.load("cifar10", tmp_path)
+
+
+def test_the_middle_of_the_images(data_dir, tree):
+    boxes_file = tree / f"train/{WNIDS[0]}/{WNIDS[0]}_boxes.txt"
+    rows = [line.split("\t") for line in boxes_file.read_text().splitlines()]
+    # over the margin, in the margin, without an area, outside: what is left of 8..55 is 0..47
+    changed = [(0, 2, 63, 50), (0, 0, 7, 63), (20, 20, 20, 30), (10, 10, 70, 30), (10, 10, 30, 30)]
+    for row, box in zip(rows, changed, strict=False):
+        row[1:] = map(str, box)
+    boxes_file.write_text("\n".join("\t".join(row) for row in rows) + "\n")
+    whole = data.load("tiny-imagenet", data_dir)
+    part = data.load("tiny-imagenet", data_dir, center_crop=48)
+    np.testing.assert_array_equal(part.images, whole.images[:, 8:56, 8:56])
+    assert part.fingerprint == whole.fingerprint
+    found = {part.file(i).split("/")[-1]: part.cache.boxes[i] for i in range(len(part.labels))}
+    crops = [found[row[0]] for row in rows]
+    assert crops[0].tolist() == [0, 0, 47, 42]
+    assert crops[4].tolist() == [2, 2, 22, 22]
+    assert layout.degenerate(np.array(crops[1:4])).all()
+    with pytest.raises(Mistake, match="center_crop=65 is more than the images have: 64 px"):
+        data.load("tiny-imagenet", data_dir, center_crop=65)
+
+
+def test_the_middle_of_images_without_boxes():
+    boxes = np.full((2, 4), layout.NO_BOX, np.int16)
+    images = np.arange(2 * 6 * 6 * 3, dtype=np.uint8).reshape(2, 6, 6, 3)
+    cache = data.Cache(images, *(np.zeros(2) for _ in range(2)), boxes, *(np.zeros(2),) * 4)
+    cropped = data.crop_cache(cache, 3)  # an odd margin: one row more is lost below and right
+    np.testing.assert_array_equal(cropped.images, images[:, 1:4, 1:4])
+    assert (cropped.boxes == layout.NO_BOX).all()

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 
 import numpy as np
@@ -101,7 +102,11 @@ def test_loading_leaves_torchs_and_numpys_random_streams_alone(loaded):
     np.testing.assert_array_equal(np.random.get_state()[1], before[1])
 
 
-def test_spawned_workers_would_open_the_cache_instead_of_copying_it(loaded):
+@pytest.mark.parametrize("center_crop", [0, 40])
+def test_spawned_workers_would_open_the_cache_instead_of_copying_it(loaded, center_crop):
+    if center_crop:
+        cache = data.crop_cache(loaded.cache, center_crop)
+        loaded = dataclasses.replace(loaded, cache=cache)
     sent = pickle.dumps(CachedImages(loaded, None))
     assert len(sent) < 10_000 < loaded.images.nbytes
     received = pickle.loads(sent)

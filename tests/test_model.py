@@ -90,6 +90,24 @@ def test_residual_branches_begin_at_zero(resnet18):
     assert last == {f"layer{i}.{j}.bn2" for i in (1, 2, 3, 4) for j in (0, 1)}
 
 
+def test_the_same_convolutions_with_norms_at_one(resnet18):
+    torch.manual_seed(0)
+    ones = models.create_model("resnet18", 200, init="ones")
+    for (name, a), b in zip(resnet18.named_parameters(), ones.parameters(), strict=True):
+        assert torch.equal(a, b) != name.endswith("bn2.weight"), name
+    assert all((m.weight == 1).all() for m in ones.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("name, layer", [("resnet18", "layer4.1.conv2"), ("small", "features.0.0")])
+def test_torchs_own_draws(name, layer):
+    net = models.create_model(name, 10, 32, init="torch")
+    weight = net.get_submodule(layer).weight
+    bound = weight[0].numel() ** -0.5  # uniform in plus or minus 1 / sqrt(fan in)
+    assert 0.98 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    assert all((m.weight == 1).all() for m in net.modules() if isinstance(m, nn.BatchNorm2d))
+
+
 def test_small_is_what_it_says(small):
     assert size(small) == 99_530
     convs = [m for m in small.modules() if isinstance(m, nn.Conv2d)]

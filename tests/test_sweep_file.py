@@ -297,7 +297,7 @@ def test_the_commands_own_words_count(tmp_path):
     recipe = f"--config={tmp_path / 'r.yaml'}"
     sweep["command"] = ["${program}", recipe, "${args}"]
     (error,) = check(sweep, REPO).errors
-    assert error.startswith("together: schedule=cyclic, base_lr=0.5, max_lr=0.01: ")
+    assert error.startswith("together: max_lr=0.01, schedule=cyclic, base_lr=0.5: ")
     sweep["command"] = ["${program}", recipe, "--base_lr=1.0e-3", "${args}"]
     assert check(sweep, REPO).errors == []
     sweep["parameters"]["base_lr"] = {"value": 0.6}

@@ -44,7 +44,8 @@ class Sweep:
         for key, value in {**fixed, **changed}.items():
             config["parameters"][key] = {"value": value}
         config["program"] = str(REPO / "train.py")
-        config["command"] = [*(command or config["command"])]
+        words = command or config["command"]
+        config["command"] = [word.replace("=recipes/", f"={REPO}/recipes/") for word in words]
         config["run_cap"] = 3
         (folder / "sweep.yaml").write_text(yaml.safe_dump(config))
         done = self.wandb("sweep", "sweep.yaml")
@@ -272,7 +273,8 @@ def test_preempted_and_handed_out_again_with_the_same_id(sweep, server, slowly, 
     folder = folder_of(made, made.run(0).name)
     assert summary(folder)["state"] == "finished"
     given = {key: one["value"] for key, one in made.stored.arguments[made.run(0).name].items()}
-    undisturbed = start(tmp_path / "undisturbed", **given)
+    recipe = REPO / "recipes" / "best.yaml"  # as in the sweep's command
+    undisturbed = start(tmp_path / "undisturbed", config=recipe, **given)
     assert undisturbed.wait() == 0, undisturbed.text
     assert_same_bits(folder, undisturbed.folder)
     made.until(lambda: agent.poll() is not None, 30)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -319,6 +320,8 @@ MISTAKES = {  # what is wrong: arguments, words of the answer
     "recipe is missing": (["--config=nowhere.yaml"], ["nowhere.yaml", "No such file"]),
     "no data": (["--dataset=tiny-imagenet"], ["data.py fetch"]),
     "not a run": (["--evaluate=nowhere"], ["nowhere", "config.yaml"]),
+    "mirrored without evaluate": (["--mirrored"], ["--mirrored goes with --evaluate"]),
+    "crop of more than there is": (["--center_crop=65"], ["center_crop=65", "64 px"]),
     "evaluate and another": (["--evaluate=nowhere", "--find_lr"], ["--evaluate goes with"]),
 }
 
@@ -488,3 +491,16 @@ def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
     for key in ("val/loss", "val/acc", "val/top5"):
         assert f"{key} {told[key]:.7g}," in last
     assert last.endswith("40 images")
+
+
+def test_evaluate_averages_over_the_mirror_image(zygote, undisturbed, tmp_path):
+    plain = Run(zygote, tmp_path / "plain", f"--evaluate={undisturbed}", run_id="")
+    mirrored = Run(zygote, tmp_path / "m", f"--evaluate={undisturbed}", "--mirrored", run_id="")
+    assert (plain.wait(), mirrored.wait()) == (0, 0), mirrored.text
+
+    def numbers(run, key):
+        return [float(x) for x in re.findall(rf"{key} ([\d.]+)", run.text)]
+
+    assert mirrored.text.count("images, mean of image and mirror image\n") == 2
+    assert numbers(mirrored, "val/loss") != numbers(plain, "val/loss")
+    assert numbers(mirrored, "cam_energy") == numbers(plain, "cam_energy")  # the image's own map
