@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from cli import Mistake
+from config import Config, to_dict
 from run_folder import is_in_use
 
 HISTORY = "history.csv"
@@ -160,9 +161,14 @@ def is_run(path: Path) -> bool:
 def read_run(folder: Path) -> PastRun:
     summary = read_json(folder / "summary.json")
     state = summary.get("state") or ("running" if is_in_use(folder) else "killed")
-    config = read_config(folder / "config.yaml")
+    config = with_defaults(read_config(folder / "config.yaml"))
     about = read_json(folder / "about.json")
     return PastRun(folder.name, folder, state, config, read_history(folder), summary, about)
+
+
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with the fields that are younger than the run, as it had them in effect."""
+    return {**to_dict(Config()), **config} if config else config
 
 
 def read_config(path: Path) -> dict[str, Any]:

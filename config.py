@@ -16,7 +16,7 @@ from typing import Any
 import resolution
 import schedules
 from augment import Augmentation
-from cli import Mistake, Parser, did_you_mean
+from cli import Mistake, Parser, did_you_mean, nearest
 from data import DATASETS, NORMALIZATIONS, SPLITS
 from model import INITS, check_name
 
@@ -239,8 +239,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        beside = [str(other) for other in sorted(path.parent.glob("*.yaml"))]
-        hint = did_you_mean(str(path), beside)
+        recipes = [one.stem for one in (Path(__file__).parent / "recipes").glob("*.yaml")]
+        alike = nearest(path.stem, recipes)
+        hint = f"; did you mean recipes/{alike[0]}.yaml?" if alike else ""
         raise Mistake(f"--config={path}: {error.strerror or error}{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)

@@ -49,6 +49,7 @@ class Data:
     train: np.ndarray  # int64, indices into the cache, ascending
     val: np.ndarray
     fingerprint: str  # of the split: equal where the same images train and the same validate
+    stored_size: int  # pixels of an image's side before `center_crop`
 
     @property
     def images(self) -> np.ndarray:
@@ -83,6 +84,7 @@ def load(
     each image keep the middle of `center_crop` pixels, 0 for all.
     """
     root, cache = get(dataset, data_dir)
+    stored_size = cache.images.shape[1]
     if center_crop:
         cache = crop_cache(cache, center_crop)
     if dataset == "cifar10" or split == "official":
@@ -105,6 +107,7 @@ def load(
         np.flatnonzero(~is_val),
         np.flatnonzero(is_val),
         fingerprint(cache.content, is_val),
+        stored_size,
     )
 
 

@@ -148,6 +148,8 @@ def _pictures(image: np.ndarray, box: np.ndarray, size: int, maps: Sequence, pla
 
 def why_no_gallery(runs: Sequence[PastRun], given: dict[str, Any]) -> str:
     """What is missing to draw the images; nothing where all is there."""
+    if len({run.config.get("center_crop") for run in runs}) > 1:
+        return "they saw other parts of the images (center_crop)"
     for run in runs:
         data_dir = given.get("data_dir") or run.config.get("data_dir", "")
         if run.folder is None or not (run.folder / "best.pt").is_file():

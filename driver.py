@@ -18,7 +18,7 @@ from collection import read_summary
 from ending import on_request
 from run_folder import is_in_use
 from study import ENDS, End, Study
-from trial import Job, Trial, last_lines, output_dir
+from trial import Job, Trial, last_lines
 
 if TYPE_CHECKING:
     from standings import Board
@@ -155,7 +155,7 @@ class Driver:
 
     def check_place(self, job: Job) -> None:
         """Whether train.py, called from here, would go on where this job's run is."""
-        goes_to, is_in = output_dir(self.study.sweep, job.parameters), job.run.parent
+        goes_to, is_in = self.study.output_dir(job.parameters), job.run.parent
         if is_in.is_dir() and not (goes_to.is_dir() and goes_to.samefile(is_in)):
             raise Mistake(
                 f"the study's runs are in {is_in}, and a trial begun here would write to "

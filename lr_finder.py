@@ -1,9 +1,10 @@
 """The range test for the learning rate: `python train.py --find_lr ...`, about 200 steps.
 
 Trains with a rate that grows from step to step until the loss explodes, and draws loss and accuracy
-over it. Suggested is the rate at which the smoothed loss falls fastest. It leaves
-`<output_dir>/find_lr-<id>/` with lr_range.csv and lr_range.png, and in W&B a run of the job type
-`find_lr`: nothing that could be taken for a training.
+over it. Suggested is the rate at which the smoothed loss falls fastest; where the accuracy rises
+fastest is told beside it. It leaves `<output_dir>/find_lr-<id>/` with lr_range.csv and
+lr_range.png, and in W&B a run of the job type `find_lr`: nothing that could be taken for a
+training.
 """
 
 import csv
@@ -41,7 +42,9 @@ def smooth(values: Sequence[float]) -> np.ndarray:
 
 
 def suggest(tried: Sequence[float], losses: np.ndarray) -> float | None:
-    """The rate of the steepest fall of the smoothed loss before its minimum, over log(rate)."""
+    """The rate of the steepest fall of the smoothed loss (or of minus the accuracy) before its
+    minimum, over log(rate).
+    """
     first, last = int(LEFT_OUT * STEPS), int(np.argmin(losses))
     if last - first < 3:
         return None
@@ -86,10 +89,19 @@ def find_lr(config: Config) -> int:
     output_dir = Path(config.output_dir)
     check_output_dir(output_dir)
     data = load_data(config)
-    # At full size, and without minutes of compiling for 200 steps.
-    config = dataclasses.replace(config, epochs=1, resolution_schedule="full", compile="false")
+    # At full size, without minutes of compiling for 200 steps, and nothing moves but the rate.
+    config = dataclasses.replace(
+        config,
+        epochs=1,
+        resolution_schedule="full",
+        compile="false",
+        schedule="constant",
+        cycle_momentum=False,
+    )
     learner = Learner(config, data, steps_per_epoch=STEPS)
-    augmentation = config.augmentation(data.images.shape[1])
+    augmentation = dataclasses.replace(
+        config.augmentation(data.images.shape[1]), mix_epochs=math.inf
+    )
     loader = train_loader(data, augmentation, config.batch_size, config.seed, config.workers)
     ending = Ending()
     ending.listen()
@@ -102,7 +114,7 @@ def find_lr(config: Config) -> int:
         with workers_may_end(ending):
             endless = (batch for epoch in itertools.count(1) for batch in epoch_of(loader, epoch))
             rows = range_test(learner, endless, ending.check)
-        suggestion = write(folder, rows)
+        suggestion, by_accuracy = write(folder, rows)
         tracker.log_picture("lr_range", folder / "lr_range.png")
         tracker.summarize({"suggested_max_lr": suggestion})
         code = 0
@@ -118,12 +130,15 @@ def find_lr(config: Config) -> int:
     if suggestion is None:
         print("no suggestion: the loss did not fall; try a larger --batch_size, or more data")
     else:
-        print(f"suggested: --max_lr={suggestion:.3g}")
+        also = f"; by the accuracy: {by_accuracy:.3g}" if by_accuracy else ""
+        print(f"suggested: --max_lr={suggestion:.3g}{also}")
     return 0
 
 
-def write(folder: Path, rows: list[tuple[float, float, float]]) -> float | None:
-    """The table, the picture, and the suggestion that is marked in it."""
+def write(
+    folder: Path, rows: list[tuple[float, float, float]]
+) -> tuple[float | None, float | None]:
+    """The table, the picture, the suggestion that is marked in it, and that by the accuracy."""
     from charts import learning_rates
     from run_folder import writing
     from viz import write_picture
@@ -139,4 +154,4 @@ def write(folder: Path, rows: list[tuple[float, float, float]]) -> float | None:
     suggestion = suggest(tried, smoothed)
     picture = learning_rates(tried, smoothed, smooth(accs), suggestion)
     write_picture(picture, folder / "lr_range.png")
-    return suggestion
+    return suggestion, suggest(tried, -smooth(accs))

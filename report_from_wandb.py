@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cli import Mistake
-from collection import PastRun, PastStudy
+from collection import PastRun, PastStudy, with_defaults
 from config import FIELDS
 from measures import METRICS
 from sweep_parameters import distribution
@@ -142,7 +142,7 @@ def read_run(run: "wandb.apis.public.Run") -> PastRun:
     start = {"time": run.created_at, "commit": run.commit}
     about["starts"] = [{key: value for key, value in start.items() if value}]
     state = state_of(run.state, summary.get("state"))
-    return PastRun(run.id, None, state, config, read_rows(run), summary, about)
+    return PastRun(run.id, None, state, with_defaults(config), read_rows(run), summary, about)
 
 
 def typed(key: str, value: Any) -> Any:

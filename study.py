@@ -1,6 +1,7 @@
 """A study: all that an offline sweep has tried, in a folder that several machines may share.
 
 sweeps/<name>/sweep.yaml       the sweep, as it was when the study began
+sweeps/<name>/command.yaml     what its command's recipe and flags gave then
               study.journal    every trial, its parameters and its value, written by Optuna
               trials/007.yaml  the parameters, as train.py has them; 007.log: what it printed
               trials/007.lock  locked by the driver whose trial it is
@@ -28,13 +29,14 @@ import yaml
 import sweep_file
 from cli import Mistake
 from collection import best, is_study, read_history, read_summary
-from config import Config
+from config import Config, to_dict
 from run_folder import is_in_use, new_id, writing
 from sweep_parameters import distribution
 from tracking import PROJECT
-from trial import Job, output_dir
+from trial import Job
 
-# What a study was made for; the rest of a sweep's file may change between two calls.
+# What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
+# change between two calls.
 FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
 STUDY = "sweep"  # its name in the journal
 CLAIM_TRIES, CLAIM_PAUSE_S = 3, 0.01
@@ -120,8 +122,15 @@ class Study:
 
     @cached_property
     def by_command(self) -> dict[str, Any]:
-        """What the command's own words give to every trial."""
+        """What the command's own words give to every trial, as it was when the study began."""
+        kept = self.folder / "command.yaml"
+        if kept.is_file():
+            return yaml.safe_load(kept.read_text(encoding="utf-8"))
         return sweep_file.of_command(self.sweep.get("command"))
+
+    def output_dir(self, parameters: dict[str, Any]) -> Path:
+        """Where the run of a trial is: as a parameter, in the command, or Config's own."""
+        return Path({**to_dict(Config()), **self.by_command, **parameters}["output_dir"])
 
     @property
     def project(self) -> str:
@@ -180,7 +189,7 @@ class Study:
         """A trial by what the journal has of it."""
         run, parameters = Path(given["run"]), given["parameters"]
         if not run.parent.is_dir():  # moved, or seen from another machine
-            run = output_dir(self.sweep, parameters) / given["run_id"]
+            run = self.output_dir(parameters) / given["run_id"]
         epochs = {**self.by_command, **parameters}.get("epochs", Config().epochs)
         return Job(f"{number:03d}", given["run_id"], parameters, run, int(epochs))
 
@@ -233,7 +242,7 @@ class Study:
         values = space.values(trial.params)
         run_id = f"{plain(self.name)}-{self.token}-{trial.number:03d}"
         given = {"run_id": run_id, "parameters": values}
-        given["run"] = str(output_dir(self.sweep, values).resolve() / run_id)
+        given["run"] = str(self.output_dir(values).resolve() / run_id)
         trial.set_user_attr("job", given)
         return self.job(trial.number, given)
 
@@ -333,9 +342,11 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
         if kept.is_file():
             _compare(sweep_file.read(kept), sweep, folder)
         study = _open(folder, sweep)
-        if not kept.is_file():
-            with writing(kept) as opened:
-                opened.write(yaml.safe_dump(sweep, sort_keys=False).encode())
+        _compare_command(study.by_command, sweep_file.of_command(sweep.get("command")), folder)
+        for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
+            if not path.is_file():
+                with writing(path) as opened:
+                    opened.write(yaml.safe_dump(content, sort_keys=False).encode())
     return study
 
 
@@ -350,6 +361,15 @@ def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> Non
         if before.get(key) != sweep.get(key):
             raise Mistake(
                 f"{folder} is a study with another `{key}`; give another --dir (or another `name`)"
+            )
+
+
+def _compare_command(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise Mistake(
+                f"{folder} began with {key}={before.get(key)} by its command, and it is now "
+                f"{now.get(key)} (another recipe?); give another --dir (or another `name`)"
             )
 
 

@@ -13,10 +13,8 @@ from typing import Any
 
 import yaml
 
-from config import Config
 from processes import dies_with_us, kill_session
 from run_folder import writing
-from sweep_file import of_command
 
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
 ERROR_LINES = 3  # of a failed trial's output, that are kept
@@ -31,12 +29,6 @@ class Job:
     parameters: dict[str, Any]
     run: Path  # the run's folder
     epochs: int  # that it is to have
-
-
-def output_dir(sweep: Mapping[str, Any], parameters: Mapping[str, Any]) -> Path:
-    """Where the runs' folders are: as a parameter, in the command, or Config's own."""
-    told = {"output_dir": Config().output_dir, **of_command(sweep.get("command")), **parameters}
-    return Path(told["output_dir"])
 
 
 def command_of(sweep: Mapping[str, Any], parameters: Mapping[str, Any], file: Path) -> list[str]:

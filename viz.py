@@ -249,9 +249,7 @@ def explain_files(folder: Path, files: Sequence[Path], changed: dict[str, Any]) 
     pictures = [read_picture(file) for file in files]
     _, data, learner = open_run(folder, changed)
     load_weights(learner, folder / "best.pt")
-    size = data.images.shape[1]
-    resample = Image.Resampling.BOX
-    images = np.stack([np.asarray(p.resize((size, size), resample)) for p in pictures])
+    images = as_seen(pictures, data)
     from gradcam import Explainer
 
     explain = Explainer(learner)
@@ -266,6 +264,15 @@ def explain_files(folder: Path, files: Sequence[Path], changed: dict[str, Any]) 
         write_picture(answer(images[i], None if maps is None else maps[i], lines), path)
         print(f"  wrote {path}")
     return 0
+
+
+def as_seen(pictures: Sequence[Image.Image], data: "Data") -> np.ndarray:
+    """Square pictures at the data's size, cut as the data's images are."""
+    from data import middle
+
+    size = (data.stored_size, data.stored_size)
+    resized = [np.asarray(one.resize(size, Image.Resampling.BOX)) for one in pictures]
+    return middle(np.stack(resized), data.images.shape[1])
 
 
 def answer(image: np.ndarray, heat: np.ndarray | None, lines: Sequence[str]) -> Image.Image:

@@ -67,6 +67,8 @@ def test_a_page_without_the_data_says_so(tmp_path):
     page, said = diff_page(a, b, {})
     assert "2 fixed, 1 broken, net +1; no more than the choice" in said
     assert "No pictures: a has no best.pt here." in page
+    cropped = with_predictions(tmp_path, [1] * 5, [0.5] * 5, run_id="c", center_crop=48)
+    assert "center_crop" in why_no_gallery((a, cropped), {})
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import study
 from conftest import REPO, assert_mistake, run
 from runs import history_lines, offline_record, summary
 
@@ -338,6 +339,34 @@ def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
             assert key == "wandb_version" or config[key] == value["value"]
         record = json.dumps(offline_record(folder))
         assert '"run_group": "lr-and-augmentation"' in record, record[:2000]
+
+
+@pytest.mark.parametrize(
+    ("command", "parameters", "expected"),
+    [
+        (["${program}"], {}, "runs"),
+        (["${program}", "--output_dir=a b"], {}, "a b"),
+        (["${program}", "--output_dir=a"], {"output_dir": "b"}, "b"),
+    ],
+)
+def test_where_the_runs_go(tmp_path, offline, command, parameters, expected):
+    made = offline(command=command)
+    found = study.create(tmp_path / "s", yaml.safe_load((made.folder / "s.yaml").read_text()))
+    assert found.output_dir(parameters) == Path(expected)
+
+
+def test_a_study_keeps_the_recipe_that_it_began_with(offline):
+    made = offline(command=["${interpreter}", "${program}", "--config=r.yaml", "${args}"])
+    recipe = made.folder / "r.yaml"
+    recipe.write_text("seed: 3\ncutmix: 0.5\n")
+    made.run("--count", "1")
+    recipe.write_text("seed: 3\ncutmix: 0.4\n")
+    changed = run("sweep.py", "run", "s.yaml", "--count", "2", cwd=made.folder)
+    assert_mistake(changed, "began with cutmix=0.5", "0.4", "another --dir")
+    recipe.unlink()
+    shown = run("sweep.py", "status", made.dir, cwd=made.folder.parent)
+    assert shown.returncode == 0, shown.stderr
+    assert "1 finished" in shown.stdout
 
 
 def test_a_command_that_is_not_there_fails_each_trial(offline):

@@ -100,10 +100,14 @@ def test_the_peak_of_adam_onecycle_224_is_after_epoch_4_and_nothing_is_annihilat
 def test_the_triangles_of_cyclic_plateau_come_half_way_down():
     config = recipe("cyclic_plateau")
     steps, seen = rates(config, TINY)
-    peaks = [seen[round(epoch * steps)][0] - config.base_lr for epoch in (5, 15, 25, 35, 45)]
+    each = config.cycle_epochs
+    places = [round((n + 0.5) * each * steps) for n in range(5)]
+    peaks = [seen[place][0] - config.base_lr for place in places]
     first = config.max_lr - config.base_lr
     assert peaks == pytest.approx([first / 2**n for n in range(5)], rel=1e-3)
+    assert [seen[place][1] for place in places[:2]] == pytest.approx([0.8, 0.85], rel=1e-3)
     assert (config.patience, config.schedule) == (4, "cyclic")
+    assert each <= config.patience  # or the way up would count as a plateau
 
 
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_small"])
@@ -158,6 +162,10 @@ def test_a_few_steps_by_its_own_command(zygote, small_data, tmp_path, name):
     state = torch.load(run.folder / "last.pt", weights_only=True)
     group = state["optimizer"]["param_groups"][0]
     assert group["weight_decay"] == wanted["weight_decay"]
+    if wanted["model"] == "resnet18":
+        begins_at_zero = wanted["init"] == "timm"  # and three steps do not take it far
+        last_norm = state["model"]["layer1.0.bn2.weight"].mean()
+        assert abs(last_norm - (0 if begins_at_zero else 1)) < 0.2
     if wanted["optimizer"] == "sgd":
         assert group["nesterov"] == wanted["nesterov"]
     assert state["schedule"]["step"] == {"tiny-imagenet": 3, "cifar10": 5}[wanted["dataset"]]
@@ -166,11 +174,12 @@ def test_a_few_steps_by_its_own_command(zygote, small_data, tmp_path, name):
 
 
 def test_a_recipe_that_is_not_there_names_the_nearest(zygote, tmp_path):
-    missing = REPO / "recipes" / "onecycle_sdg.yaml"
-    run = Run(zygote, tmp_path, f"--config={missing}")
-    assert run.wait() == 2
-    assert "No such file" in run.text
-    assert "onecycle_sgd.yaml'?" in run.text
+    for missing in (REPO / "recipes" / "onecycle_sdg.yaml", "onecycle_sgd", "best.yaml"):
+        run = Run(zygote, tmp_path, f"--config={missing}")
+        assert run.wait() == 2
+        assert "No such file" in run.text
+        meant = "best" if missing == "best.yaml" else "onecycle_sgd"
+        assert f"; did you mean recipes/{meant}.yaml?" in run.text
 
 
 def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(tmp_path):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from past import CLASSES, write_run
 
 import page
@@ -112,6 +113,15 @@ def test_names_are_told_apart(tmp_path):
     paths = [write_run(tmp_path / place, "a", epochs=1) for place in ("one", "two")]
     assert findings.names_of(collect(paths)) == ["one/a", "two/a"]
     assert findings.names_of([made("a"), made("a")]) == ["a", "a (2)"]
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default(tmp_path):
+    old, new = (write_run(tmp_path, run_id, epochs=1) for run_id in ("old", "new"))
+    values = yaml.safe_load((old / "config.yaml").read_text())
+    del values["init"], values["nesterov"]
+    (old / "config.yaml").write_text(yaml.safe_dump(values))
+    a, b = (run.config for run in collect([old, new]))
+    assert findings.differing([a, b]) == []
 
 
 def test_only_what_differs():

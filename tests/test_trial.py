@@ -10,7 +10,7 @@ from confirmation import Confirmed, verdict
 from run_folder import is_in_use
 from standings import in_words, seconds_left
 from study import Standing
-from trial import Job, command_of, last_lines, output_dir
+from trial import Job, command_of, last_lines
 
 GIVEN = {"max_lr": 0.1, "amp": False, "flip": True, "model": "small"}
 HEAD = ["/usr/bin/env", sys.executable, "train.py"]
@@ -41,18 +41,6 @@ def test_command_with_a_file(tmp_path):
     sweep = {"program": "train.py", "command": ["${args_json_file}"]}
     (path,) = command_of(sweep, GIVEN, tmp_path / "args.json")
     assert '"max_lr": 0.1' in Path(path).read_text()
-
-
-@pytest.mark.parametrize(
-    ("command", "parameters", "expected"),
-    [
-        (None, {}, "runs"),
-        (["${program}", "--output_dir=a b"], {}, "a b"),
-        (["${program}", "--output_dir=a"], {"output_dir": "b"}, "b"),
-    ],
-)
-def test_output_dir(command, parameters, expected):
-    assert output_dir({"command": command}, parameters) == Path(expected)
 
 
 @pytest.mark.parametrize(

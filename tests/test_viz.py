@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from sheets import TEXT, contact_sheet, draw_box, fit, font, overlay
 def load(folder, **changed) -> tuple[Config, data.Data, Learner]:
     base = {"dataset": "shapes", "data_dir": str(folder), "model": "small", "image_size": 16}
     config = Config(**{**base, "workers": 0, **changed})
-    loaded = data.load("shapes", folder)
+    loaded = data.load("shapes", folder, center_crop=config.center_crop)
     return config, loaded, Learner(config, loaded, steps_per_epoch=7)
 
 
@@ -269,6 +270,24 @@ def test_viz_explains_pictures_of_ones_own(finished, tmp_path):
         assert Image.open(f"{file}.explained.png").width > 400
 
 
+def test_a_picture_of_ones_own_is_cut_as_the_images_are(shapes_dir):
+    _, whole, _ = load(shapes_dir)
+    _, part, _ = load(shapes_dir, center_crop=48, image_size=48)
+    picture = Image.fromarray(whole.images[0]).resize((128, 128), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(viz.as_seen([picture], whole)[0], whole.images[0])
+    np.testing.assert_array_equal(viz.as_seen([picture], part)[0], part.images[0])
+
+
+def test_the_mean_over_mirror_images_does_not_know_left_from_right(shapes_dir):
+    _, loaded, learner = load(shapes_dir)
+    images = torch.from_numpy(loaded.images[:8].copy())
+    learner.evaluated.eval()
+    with torch.inference_mode():
+        mean, other = (learner.measure_mirrored(x)[0] for x in (images, images.flip(2)))
+        torch.testing.assert_close(mean, other)
+        assert not torch.allclose(mean, learner.measure(images)[0], atol=1e-4)
+
+
 def test_what_viz_refuses(finished, tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     assert_mistake(run("viz.py", tmp_path), "config.yaml")
@@ -319,11 +338,24 @@ def test_smoothing_has_no_bias_and_the_steepest_fall_is_suggested():
     assert suggest(tried[:3], np.array([3.0, 2.0, 1.0])) is None
 
 
+WATCH = """
+import atexit, learner
+real, momenta, mixed = learner.Learner.train_step, set(), set()
+def watch(self, batch):
+    momenta.add(self.optimizer.param_groups[0]["momentum"])
+    mixed.add(batch.partners is not batch.labels and not batch.partners.equal(batch.labels))
+    return real(self, batch)
+learner.Learner.train_step = watch
+atexit.register(lambda: print(f"momenta {sorted(momenta)}, mixed {sorted(mixed)}"))
+"""
+
+
 def test_find_lr_suggests_and_leaves_no_run(zygote, shapes_dir, tmp_path):
     base = {"dataset": "shapes", "data_dir": shapes_dir, "model": "small", "image_size": 16}
     base |= {"workers": 0, "batch_size": 32, "output_dir": tmp_path / "runs"}
+    base |= {"mixup": 1.0, "mix_until": 0.1, "cycle_momentum": True}  # none of which may show
     arguments = [f"--{key}={value}" for key, value in base.items()]
-    test = Run(zygote, tmp_path, "--find_lr", *arguments, run_id="")
+    test = Run(zygote, tmp_path, "--find_lr", *arguments, run_id="", patch=WATCH)
     test.timeout_s = 120
     assert test.wait() == 0, test.text
     (folder,) = (tmp_path / "runs").iterdir()
@@ -334,8 +366,9 @@ def test_find_lr_suggests_and_leaves_no_run(zygote, shapes_dir, tmp_path):
     tried = [float(row["lr"]) for row in rows]
     assert tried == sorted(tried)
     assert tried[-1] > 0.1
-    suggested = float(test.text.split("--max_lr=")[1].split()[0])
-    assert 1e-3 < suggested < 2
+    told = re.search(r"--max_lr=(\S+); by the accuracy: (\S+)", test.text)
+    assert all(1e-3 < float(rate) < 2 for rate in told.groups())
+    assert "momenta [0.9], mixed [True]" in test.text
     record = offline_record(folder)
     (began,) = (r["run"] for r in record if r["type"] == "run")
     assert began["job_type"] == "find_lr"
