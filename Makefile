@@ -35,9 +35,9 @@ lint: .venv/.installed-dev ## ruff: mistakes and format
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-bench: .venv/.installed-dev ## speed against peers; real data in DATA_DIR (default: data)
+bench: .venv/.installed-bench ## speed against peers, 15 minutes; real data in DATA_DIR (default: data)
 	@$(PY) bench/loader.py --data_dir="$(DATA_DIR)"
-	@$(PY) bench/step.py --data_dir="$(DATA_DIR)"
+	@$(PY) bench/peers.py --data_dir="$(DATA_DIR)"
 	@$(PY) bench/explain.py --data_dir="$(DATA_DIR)"
 
 clean: ## remove .venv and caches, never data or runs
@@ -60,6 +60,11 @@ clean: ## remove .venv and caches, never data or runs
 .venv/.installed-dev: requirements-dev.txt .venv/.installed
 	@echo "installing requirements-dev.txt into .venv"
 	@$(call install,-r requirements-dev.txt)
+	@touch $@
+
+.venv/.installed-bench: requirements-bench.txt .venv/.installed-dev
+	@echo "installing requirements-bench.txt into .venv"
+	@$(call install,-r requirements-bench.txt)
 	@touch $@
 
 install = if command -v uv >/dev/null; then uv pip install --quiet --compile-bytecode --python $(PY) $(1); \

@@ -33,6 +33,16 @@ MISTAKE_COLUMNS = [
 ]
 
 
+def import_client() -> None:
+    """W&B's client whole, as `wandb.init` will import it. Call it before torch is imported:
+    pydantic searches all modules that are there for each of its classes, and torch and timm are
+    2,000.
+    """
+    import wandb.apis.public
+
+    assert wandb.apis.public
+
+
 def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.environ.get("WANDB_SWEEP_ID"))
 

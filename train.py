@@ -270,9 +270,12 @@ def prepare(config: Config, run_id: str) -> Job:
     """Every check that needs the data, the device or the disk, before anything is written."""
     from record import load_data
     from run_folder import RunFolder, check_output_dir
+    from tracking import import_client
 
     check_output_dir(Path(config.output_dir))
-    job = Job(config, load_data(config))
+    data = load_data(config)
+    import_client()
+    job = Job(config, data)
     folder = RunFolder(Path(config.output_dir), run_id)
     try:
         job.open(folder)

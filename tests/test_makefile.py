@@ -8,6 +8,8 @@ import pytest
 
 from conftest import REPO, all_files
 
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *arguments], cwd=folder, capture_output=True, text=True)
@@ -17,7 +19,7 @@ def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 def checkout(tmp_path):
     folder = tmp_path / "a clone"
     folder.mkdir()
-    for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+    for name in ("Makefile", *REQUIREMENTS):
         shutil.copy(REPO / name, folder)
     return folder
 
@@ -42,7 +44,7 @@ def test_an_old_python_is_named_and_nothing_is_made(checkout, target):
 
 
 def test_no_dependency_of_a_copyleft_licence_or_unpinned():
-    for name in ("requirements.txt", "requirements-dev.txt"):
+    for name in REQUIREMENTS:
         for line in (REPO / name).read_text().splitlines():
             if line and not line.startswith(("#", "-r")):
                 package, version = line.split("==")

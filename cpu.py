@@ -1,0 +1,42 @@
+"""What a CPU needs to train fast: the number format that it multiplies quickly, and an allocator
+that does not give large blocks back.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+from pathlib import Path
+
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
+NEVER = 2**31 - 1
+
+
+def multiplies_bf16() -> bool:
+    path = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not path.is_file():
+        return False
+    flags = path.read_text()
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def keep_memory() -> None:
+    """Tell glibc's malloc to keep what is freed, for the next step, which needs just as much.
+
+    As it comes, it maps each of a step's large blocks anew and unmaps it when it is freed, and the
+    kernel writes zeros into every page of it: 12,000 page faults an image. Where malloc is not
+    glibc's (macOS, musl, a preloaded jemalloc) nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if platform.libc_ver()[0] == "glibc" and mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds its C++ compiler."""
+    return shutil.which(compiler()) is not None
+
+
+def compiler() -> str:
+    return os.environ.get("CXX", "g++").split()[0]

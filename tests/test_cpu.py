@@ -1,0 +1,53 @@
+"""What the processor is told and asked; what is chosen by it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cpu
+import learner
+from conftest import REPO
+
+# Page faults of taking and giving back 64 MiB, the second time.
+FAULTS = """
+import resource, cpu, torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+if {keep}: cpu.keep_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+def test_memory_is_kept():
+    def faults(keep: bool) -> int:
+        command = [sys.executable, "-c", FAULTS.format(keep=keep)]
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults(keep=False) > 10_000  # 16,384 pages
+    assert faults(keep=True) < 100
+
+
+COMPILES = [  # compile, device, amp, steps, compiler: whether
+    ("true", "cpu", False, 1, True, True),
+    ("false", "cuda", True, 10**6, True, False),
+    ("auto", "cuda", True, 4_999, True, False),
+    ("auto", "cuda", False, 5_000, True, True),
+    ("auto", "cpu", True, 1_999, True, False),
+    ("auto", "cpu", True, 2_000, True, True),
+    ("auto", "cpu", True, 2_000, False, False),  # auto asks for nothing that is not there
+    ("auto", "cpu", False, 10**6, True, False),
+    ("auto", "mps", True, 10**6, True, False),
+]
+
+
+@pytest.mark.parametrize(("compile", "device", "amp", "steps", "compiler", "expected"), COMPILES)
+def test_auto_compiles_where_it_pays(monkeypatch, compile, device, amp, steps, compiler, expected):
+    monkeypatch.setattr(cpu, "has_compiler", lambda: compiler)
+    assert learner.wants_compile(compile, torch.device(device), amp, steps) == expected
