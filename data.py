@@ -11,6 +11,7 @@ In code: `load("tiny-imagenet", Path("data"))` decodes every image once into a m
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,11 +80,12 @@ def load(
     val_fraction: float = 0.3,
     split_seed: int = 0,
     center_crop: int = 0,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Data:
     """Open the data set `dataset` in `data_dir` (decoding it on the first call) and split it; of
-    each image keep the middle of `center_crop` pixels, 0 for all.
+    each image keep the middle of `center_crop` pixels, 0 for all. `meanwhile`: see `read_layout`.
     """
-    root, cache = get(dataset, data_dir)
+    root, cache = get(dataset, data_dir, meanwhile)
     stored_size = cache.images.shape[1]
     if center_crop:
         cache = crop_cache(cache, center_crop)
@@ -111,12 +113,14 @@ def load(
     )
 
 
-def get(dataset: str, data_dir: Path) -> tuple[Path, Cache]:
+def get(
+    dataset: str, data_dir: Path, meanwhile: Callable[[], None] | None = None
+) -> tuple[Path, Cache]:
     """The data set's folder and its decoded images."""
     if dataset == "cifar10":
         return cifar10.folder(data_dir), cifar10.open_cifar10(data_dir)
     root = _layout_root(dataset, data_dir)
-    found = layout.read_layout(root)
+    found = layout.read_layout(root, meanwhile)
     return root, open_cache(data_dir, dataset, found.key(), lambda npy: _decode_layout(found, npy))
 
 

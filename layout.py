@@ -10,7 +10,7 @@ between.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +77,13 @@ def find_root(data_dir: Path) -> Path:
     )
 
 
-def read_layout(root: Path) -> Layout:
-    """List every image of the classes in wnids.txt; a class with none to train on is a mistake."""
+def read_layout(root: Path, meanwhile: Callable[[], None] | None = None) -> Layout:
+    """List every image of the classes in wnids.txt; a class with none to train on is a mistake.
+
+    `meanwhile` is called while other processes look at the files, where they are many.
+    """
     wnids = read_wnids(root)
-    train = _scan_all(root, "train", wnids)
+    train = _scan_all(root, "train", wnids, meanwhile)
     for folder, wnid in zip(train, wnids, strict=True):
         if not folder.names:
             state = "has no images" if (root / "train" / wnid).is_dir() else "is missing"
@@ -201,14 +204,19 @@ def _scan_val(root: Path, wnids: tuple[str, ...]) -> list[Folder]:
     return [official] if official.names else [f for f in _scan_all(root, "val", wnids) if f.names]
 
 
-def _scan_all(root: Path, part: str, wnids: tuple[str, ...]) -> list[Folder]:
+def _scan_all(
+    root: Path, part: str, wnids: tuple[str, ...], meanwhile: Callable[[], None] | None = None
+) -> list[Folder]:
     """A look at every file: 0.8 s for the whole set on one core, so large sets take all cores."""
     paths = [_images_of(root, f"{part}/{wnid}") for wnid in wnids]
     args = [root] * len(wnids), paths, range(len(wnids)), [part == "val"] * len(wnids)
     if len(wnids) < MANY_CLASSES or not (root / part).is_dir():
         return list(map(_scan, *args))
     with worker_pool(min(cores(), 4)) as workers:
-        return list(workers.map(_scan, *args, chunksize=MANY_CLASSES // 8))
+        scanned = workers.map(_scan, *args, chunksize=MANY_CLASSES // 8)  # begins at once
+        if meanwhile:
+            meanwhile()
+        return list(scanned)
 
 
 def _images_of(root: Path, path: str) -> str:

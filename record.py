@@ -4,6 +4,7 @@ An epoch is written as predictions.npz, best.pt, last.pt, history.csv; run_folde
 """
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -87,7 +88,7 @@ def _write_npz(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
 
 
-def load_data(config: Config) -> "Data":
+def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "Data":
     import data as datasets
 
     data_dir = Path(config.data_dir)
@@ -98,6 +99,7 @@ def load_data(config: Config) -> "Data":
         config.val_fraction,
         config.split_seed,
         config.center_crop,
+        meanwhile,
     )
 
 

@@ -270,11 +270,10 @@ def prepare(config: Config, run_id: str) -> Job:
     """Every check that needs the data, the device or the disk, before anything is written."""
     from record import load_data
     from run_folder import RunFolder, check_output_dir
-    from tracking import import_client
 
     check_output_dir(Path(config.output_dir))
-    data = load_data(config)
-    import_client()
+    data = load_data(config, meanwhile=import_libraries)
+    import_libraries()  # where few files left no while
     job = Job(config, data)
     folder = RunFolder(Path(config.output_dir), run_id)
     try:
@@ -283,6 +282,16 @@ def prepare(config: Config, run_id: str) -> Job:
         folder.close()
         raise
     return job
+
+
+def import_libraries() -> None:
+    """Those that take seconds."""
+    from tracking import import_client
+
+    import_client()  # before torch
+    import timm
+
+    assert timm
 
 
 def carry_out(job: Job, tracker: "Tracker", ending: Ending) -> dict[str, Any]:

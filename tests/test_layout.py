@@ -166,5 +166,7 @@ def test_many_classes_are_listed_in_parallel_alike(tmp_path, monkeypatch):
     (tmp_path / "wnids.txt").write_text("\n".join(wnids))
     alone = layout.read_layout(tmp_path)
     monkeypatch.setattr(layout, "MANY_CLASSES", 10)
-    assert layout.read_layout(tmp_path) == alone
+    called = []
+    assert layout.read_layout(tmp_path, lambda: called.append("meanwhile")) == alone
+    assert called == ["meanwhile"]
     assert len(alone.folders) == 12

@@ -218,13 +218,15 @@ def test_three_runs_by_one_agent_with_the_sweeps_own_command(sweep, server):
     for name in made.stored.runs:
         run, given = server.runs[name], made.stored.arguments[name]
         assert (run.sweep, run.exit_code, run.starts) == (made.stored.name, 0, 1)
-        flags = [f"--{key}={one['value']}" for key, one in given.items()]
+        flags = [f"--config={REPO}/recipes/best.yaml"]
+        flags += [f"--{key}={one['value']}" for key, one in given.items()]
         command = " ".join(["/usr/bin/env python", str(REPO / "train.py"), *flags])
         assert f"About to run command: {command}\n" in log
         written = yaml.safe_load((folder_of(made, name) / "config.yaml").read_text())
         for key, (low, high) in RANGES.items():
             assert low <= run.config[key] <= high
             assert run.config[key] == written[key] == given[key]["value"]
+        assert run.config["cutmix"] == written["cutmix"] == 0.5  # of the recipe
         assert summary(folder_of(made, name))["state"] == "finished"
     assert len({server.runs[name].config["max_lr"] for name in made.stored.runs}) == 3
 
