@@ -144,7 +144,7 @@ class Driver:
         slot.starts += 1
         slot.rows = len(self.study.values(job))  # hyperband waits for one that this process wrote
         again = " again" if slot.starts > 1 or job.run.exists() else ""
-        self.note(f"trial {job.key} begins{again}: {' '.join(self.study.told(job))} ({job.run})")
+        self.note(f"trial {job.key} begins{again}: {' '.join(self.study.told(job))} ({job.place})")
         env = {**slot.env, "WANDB_RUN_GROUP": self.study.name, "WANDB_PROJECT": self.study.project}
         try:
             slot.trial = Trial(job, self.study.sweep, self.study.trials, env)

@@ -22,7 +22,7 @@ def run(options, sweep: dict, count: int | None) -> int:
     best = best_of(study.standings(), study.goal)
     if best:
         folder = shlex.quote(str(study.folder))
-        print(f"the best run: {best.job.run}")
+        print(f"the best run: {best.job.place}")
         print(f"next: python sweep.py confirm {folder}; or hand it to W&B: … push {folder}")
     return status
 

@@ -30,6 +30,12 @@ class Job:
     run: Path  # the run's folder
     epochs: int  # that it is to have
 
+    @property
+    def place(self) -> Path:
+        """The run's folder as one would type it here."""
+        run, here = self.run.resolve(), Path.cwd()
+        return run.relative_to(here) if run.is_relative_to(here) else run
+
 
 def command_of(sweep: Mapping[str, Any], parameters: Mapping[str, Any], file: Path) -> list[str]:
     """The sweep's command with its macros filled in; `file` is where ${args_json_file} goes."""

@@ -37,6 +37,16 @@ def test_command(command, called, tmp_path, monkeypatch):
     assert sweep["command"] == command  # as it was
 
 
+def test_a_runs_place_is_as_one_would_type_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run, place in (
+        (tmp_path / "runs" / "a", "runs/a"),
+        (Path("runs/a"), "runs/a"),
+        (tmp_path.parent / "a", str(tmp_path.parent / "a")),
+    ):
+        assert Job("000", "a", {}, run, 3).place == Path(place)
+
+
 def test_command_with_a_file(tmp_path):
     sweep = {"program": "train.py", "command": ["${args_json_file}"]}
     (path,) = command_of(sweep, GIVEN, tmp_path / "args.json")
