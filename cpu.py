@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import shutil
+import sysconfig
 from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
@@ -33,10 +34,12 @@ def keep_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile finds its C++ compiler."""
-    return shutil.which(compiler()) is not None
-
-
-def compiler() -> str:
-    return os.environ.get("CXX", "g++").split()[0]
+def missing_for_compile() -> str:
+    """What torch.compile needs and does not find here; nothing where it has all."""
+    compiler = os.environ.get("CXX", "g++").split()[0]
+    if not shutil.which(compiler):
+        return f"a C++ compiler, and there is no {compiler}"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not header.is_file():
+        return f"Python's headers, and there is no {header}"
+    return ""

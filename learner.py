@@ -60,8 +60,11 @@ class Learner:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
         if not wants_compile(self.config.compile, self.device, self.amp, total_steps):
             return None
-        if self.device.type == "cpu" and not cpu.has_compiler():
-            raise Mistake(f"compile=true needs a C++ compiler, and there is no {cpu.compiler()}")
+        missing = cpu.missing_for_compile() if self.device.type == "cpu" else ""
+        if missing:
+            raise Mistake(f"compile=true needs {missing}")
+        # Who did not ask for it gets no failure from it: what does not compile runs as it is.
+        torch._dynamo.config.suppress_errors = self.config.compile == "auto"
         return torch.compile(self.model, dynamic=False)
 
     @property
@@ -190,7 +193,7 @@ def wants_compile(compile: str, device: torch.device, amp: bool, total_steps: in
         return compile == "true"
     if total_steps < COMPILE_FROM_STEPS.get(device.type, math.inf):
         return False
-    return device.type == "cuda" or (amp and cpu.has_compiler())
+    return device.type == "cuda" or (amp and not cpu.missing_for_compile())
 
 
 def seed_torch(*key: int) -> None:

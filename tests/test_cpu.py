@@ -34,6 +34,16 @@ def test_memory_is_kept():
     assert faults(keep=True) < 1_000
 
 
+def test_what_compiling_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", f"{tmp_path / 'nowhere'} -O2")
+    assert cpu.missing_for_compile() == f"a C++ compiler, and there is no {tmp_path / 'nowhere'}"
+    monkeypatch.setenv("CXX", sys.executable)
+    monkeypatch.setattr(cpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert "Python's headers" in cpu.missing_for_compile()
+    (tmp_path / "Python.h").touch()
+    assert cpu.missing_for_compile() == ""
+
+
 COMPILES = [  # compile, device, amp, steps, compiler: whether
     ("true", "cpu", False, 1, True, True),
     ("false", "cuda", True, 10**6, True, False),
@@ -49,5 +59,5 @@ COMPILES = [  # compile, device, amp, steps, compiler: whether
 
 @pytest.mark.parametrize(("compile", "device", "amp", "steps", "compiler", "expected"), COMPILES)
 def test_auto_compiles_where_it_pays(monkeypatch, compile, device, amp, steps, compiler, expected):
-    monkeypatch.setattr(cpu, "has_compiler", lambda: compiler)
+    monkeypatch.setattr(cpu, "missing_for_compile", lambda: "" if compiler else "one")
     assert learner.wants_compile(compile, torch.device(device), amp, steps) == expected

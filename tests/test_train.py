@@ -212,6 +212,25 @@ train.Job.end = end
     assert one == pytest.approx(two, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_compiler_that_fails_ends_no_run_that_did_not_ask_for_it(start, tmp_path):
+    broken = """
+import learner, torch._inductor.config
+learner.COMPILE_FROM_STEPS = {"cpu": 1}
+torch._inductor.config.cpp.cxx = ("false",)
+"""
+    env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    runs = {}
+    for compile in ("auto", "true"):
+        runs[compile] = start(
+            tmp_path / compile, epochs=1, amp="true", compile=compile, patch=broken, env=env
+        )
+        runs[compile].timeout_s = 300
+    assert runs["auto"].wait() == 0, runs["auto"].text
+    assert "WON'T CONVERT" in runs["auto"].text  # torch's warning: it was tried
+    assert runs["true"].wait() == 1, runs["true"].text
+
+
 def test_a_history_that_a_kill_kept_behind_is_completed(start, tmp_path):
     run = start(tmp_path)
     run.until_epoch(2)
