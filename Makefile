@@ -35,7 +35,7 @@ lint: .venv/.installed-dev ## ruff: mistakes and format
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 
-bench: .venv/.installed-bench ## speed against peers, 15 minutes; real data in DATA_DIR (default: data)
+bench: .venv/.installed-bench ## speed against peers, 20 minutes; real data in DATA_DIR (default: data)
 	@$(PY) bench/loader.py --data_dir="$(DATA_DIR)"
 	@$(PY) bench/peers.py --data_dir="$(DATA_DIR)"
 	@$(PY) bench/explain.py --data_dir="$(DATA_DIR)"

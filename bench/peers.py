@@ -1,6 +1,6 @@
 """What people would otherwise pick, against train.py as it comes: images a second, start, memory.
 
-    python bench/peers.py [--data_dir=data]      about 7 minutes on 2 cores with Tiny ImageNet
+    python bench/peers.py [--data_dir=data]      about 12 minutes on 2 cores without bf16
 
 All train ResNet18 with SGD on batches of 128 of Tiny ImageNet's training images with 2 loader
 workers, loading included:

@@ -10,7 +10,7 @@ import cpu
 import learner
 from conftest import REPO
 
-# Page faults of a step that takes 40 to 64 MiB ten times and gives all back, once it has settled.
+# Page faults of a step that takes 40 to 76 MiB ten times and gives all back, once it has settled.
 FAULTS = """
 import resource, cpu, torch
 def step():

@@ -11,6 +11,7 @@ import torch
 import yaml
 from small_cifar10 import write_cifar10
 
+from cli import Mistake
 from config import FIELDS, from_mapping, read_recipe
 from conftest import REPO, write_tree
 from learner import schedule_of
@@ -186,5 +187,5 @@ def test_a_run_from_before_a_field_was_there_goes_on_with_its_default(tmp_path):
     config = from_mapping({})
     before = {name: one.default for name, one in FIELDS.items() if name != "init"}
     compare_configs(before, config, tmp_path)
-    with pytest.raises(Exception, match="has init=timm, this call init=torch"):
+    with pytest.raises(Mistake, match="has init=timm, this call init=torch"):
         compare_configs(before, from_mapping({"init": "torch"}), tmp_path)
