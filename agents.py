@@ -2,10 +2,10 @@
 
 Each is a real `wandb agent -f` in a session of its own, pinned to one GPU or given its share of the
 CPU's threads. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C preempt: each agent has SIGUSR1, which it
-forwards to its run (saved, handed out again by W&B), and a second later SIGTERM. A run counts as
-failed unless its summary says otherwise; so does one that was killed with -9, which the agent
-itself takes for a good one. An agent that ends by an error, as when the server was away at a bad
-moment, is started again. (A launcher that is itself killed with -9 leaves its agents at work.)
+forwards to its run (saved, handed out again by W&B), and then SIGTERM. A run counts as failed
+unless its summary says otherwise; so does one that was killed with -9, which the agent itself takes
+for a good one. An agent that ends by an error, as when the server was away at a bad moment, is
+started again. (A launcher that is itself killed with -9 leaves its agents at work.)
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from pool import cores
 from processes import in_session, kill_session
 from sweep_file import of_command
 
-TERM_AFTER_S = 1.0  # between SIGUSR1 and SIGTERM
+AGAIN_AFTER_S = 1.0  # SIGUSR1, for a run that was begun in between
 KILL_AFTER_S = 60.0  # a run's ending and its last uploads
 RESTART_AFTER_S = 5.0
 GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
@@ -191,12 +191,13 @@ class Launcher:
 
     def end(self) -> None:
         for agent in self.agents:
-            agent.send(signal.SIGUSR1)
-        time.sleep(TERM_AFTER_S)
-        for agent in self.agents:
-            # Once more: a run that was begun in between would take SIGTERM alone for a stop.
+            # At once, and seen in this order by agent and run: an agent whose run has ended asks
+            # for the next one, which may be that very run, unless it knows of its own end.
             agent.send(signal.SIGUSR1)
             agent.send(signal.SIGTERM)
+        time.sleep(AGAIN_AFTER_S)
+        for agent in self.agents:
+            agent.send(signal.SIGUSR1)
         deadline = time.monotonic() + KILL_AFTER_S
         for agent in self.agents:
             agent.wait(deadline)
