@@ -1,11 +1,11 @@
 """W&B agents on every device of a machine: `python sweep.py agents ENTITY/PROJECT/ID`.
 
-Each is a real `wandb agent -f` in a session of its own, pinned to one GPU or given its share of the
-CPU's threads. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C preempt: each agent has SIGUSR1, which it
-forwards to its run (saved, handed out again by W&B), and then SIGTERM. A run counts as failed
-unless its summary says otherwise; so does one that was killed with -9, which the agent itself takes
-for a good one. An agent that ends by an error, as when the server was away at a bad moment, is
-started again. (A launcher that is itself killed with -9 leaves its agents at work.)
+Each is a real `wandb agent -f` in a session of its own, pinned to its GPUs or given its share of
+the CPU's threads. SIGTERM, SIGUSR1, SIGHUP and Ctrl-C preempt: each run has SIGUSR1 (saved, handed
+out again by W&B), and its agent SIGTERM. A run counts as failed unless its summary says otherwise;
+so does one that was killed with -9, which the agent itself takes for a good one. An agent that ends
+by an error, as when the server was away at a bad moment, is started again. (A launcher that is
+itself killed with -9 leaves its agents at work.)
 """
 
 import contextlib
@@ -28,7 +28,8 @@ from cli import Mistake
 from config import Config
 from ending import die_of, on_request
 from pool import cores
-from processes import in_session, kill_session
+from processes import ask_to_save, heads_below, in_session, kill_session
+from ranks import PROCESSES
 from sweep_file import of_command
 
 AGAIN_AFTER_S = 1.0  # SIGUSR1, for a run that was begun in between
@@ -97,6 +98,12 @@ class Agent:
         for pid in [self.process.pid] if self.works else orphans(self.process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def preempt(self) -> None:
+        runs = heads_below(self.process.pid) if self.process else []
+        ask_to_save(*runs)
+        if not runs:
+            self.send(signal.SIGUSR1)  # which forwards it
 
     def wait(self, deadline: float) -> None:
         """Until the agent and its runs have ended; what is there at the deadline is killed."""
@@ -191,13 +198,14 @@ class Launcher:
 
     def end(self) -> None:
         for agent in self.agents:
-            # At once, and seen in this order by agent and run: an agent whose run has ended asks
-            # for the next one, which may be that very run, unless it knows of its own end.
-            agent.send(signal.SIGUSR1)
+            agent.preempt()
+            # At once: an agent whose run has ended asks for the next one, which may be that very
+            # run, unless it knows of its own end. (It forwards this, too, but a first request
+            # counts.)
             agent.send(signal.SIGTERM)
         time.sleep(AGAIN_AFTER_S)
         for agent in self.agents:
-            agent.send(signal.SIGUSR1)
+            agent.preempt()
         deadline = time.monotonic() + KILL_AFTER_S
         for agent in self.agents:
             agent.wait(deadline)
@@ -238,27 +246,38 @@ def gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(re.findall(r"^GPU \d+", listed.stdout, re.M))]
 
 
-def places(workers: int | None) -> list[tuple[str, dict[str, str]]]:
-    """(name, environment) of each agent."""
-    devices = gpus()
-    if devices:
-        chosen = [devices[i % len(devices)] for i in range(workers or len(devices))]
-        return [(f"{i}, GPU {one}", {"CUDA_VISIBLE_DEVICES": one}) for i, one in enumerate(chosen)]
+def places(workers: int | None, devices: int = 1) -> list[tuple[str, dict[str, str]]]:
+    """(name, environment) of each agent or trial: its GPUs, or its share of the CPU's threads;
+    with more than one device a run is so many processes.
+    """
+    several = {PROCESSES: str(devices)} if devices > 1 else {}
+    found = gpus()
+    if found:
+        if devices > len(found):
+            raise Mistake(f"--devices {devices}: there are {len(found)} GPUs")
+        groups = [",".join(found[i : i + devices]) for i in range(0, len(found), devices)]
+        groups = groups[: len(found) // devices]
+        chosen = [groups[i % len(groups)] for i in range(workers or len(groups))]
+        return [
+            (f"{i}, GPU {group}", {"CUDA_VISIBLE_DEVICES": group, **several})
+            for i, group in enumerate(chosen)
+        ]
     count = workers or 1
-    threads = {"OMP_NUM_THREADS": str(max(cores() // count, 1))}
-    return [(str(i), threads) for i in range(count)]
+    threads = {"OMP_NUM_THREADS": str(max(cores() // (count * devices), 1))}
+    return [(str(i), threads | several) for i in range(count)]
 
 
 def slurm(sweep: str, options) -> str:
     # `python` of the environment that this was called from.
     given = f" --max-failures {options.max_failures}"
     given += f" --count {options.count}" if options.count else ""
+    given += f" --devices {options.devices}" if options.devices > 1 else ""
     return f"""#!/bin/bash
 # One agent a task of the array; submit with `sbatch`. Every task works on the same sweep.
 #SBATCH --job-name=tinysweep
 #SBATCH --array=0-{(options.workers or 4) - 1}
-#SBATCH --gpus=1                # without GPUs remove this line
-#SBATCH --cpus-per-task=4
+#SBATCH --gpus={options.devices}                # without GPUs remove this line
+#SBATCH --cpus-per-task={4 * options.devices}
 #SBATCH --time=04:00:00
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
@@ -299,7 +318,7 @@ def main(options) -> int:
     }
     slots = [
         Agent(name, command, options.count, {**os.environ, **common, **env})
-        for name, env in places(options.workers)
+        for name, env in places(options.workers, options.devices)
     ]
     launcher = Launcher(slots, options.sweep.rpartition("/")[2], options.max_failures)
     launcher.listen()

@@ -37,6 +37,10 @@ class Augmentation:
     mixup: float = 0.0  # probability a batch
     mix_epochs: float = math.inf  # cutmix and mixup in so many epochs, the first ones
 
+    @property
+    def mixes(self) -> bool:
+        return self.cutmix > 0 or self.mixup > 0
+
     def at_strength(self, s: float, image_size: int) -> "Augmentation":
         """The law: 0 is the identity, 1 the recipe as written; every number grows with s, up to its
         cap.

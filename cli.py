@@ -11,7 +11,10 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
+
+SAID_WITHIN_S = 3.0
 
 
 class Mistake(ValueError):
@@ -20,6 +23,8 @@ class Mistake(ValueError):
 
 class Failure(RuntimeError):
     """What went wrong although everything asked for was right: a full disk, a dead server."""
+
+    said_by_all = False  # of several processes of a run
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
@@ -65,9 +70,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
     except Mistake as mistake:
-        status = _say(mistake, 2)
+        status = _say(mistake, 2, by_all=True)
     except Failure as failure:
-        status = _say(failure, 1)
+        status = _say(failure, 1, failure.said_by_all)
     except KeyboardInterrupt:
         # Die of the signal, as a shell expects: it then stops the script that called us, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -83,6 +88,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     sys.exit(status)
 
 
-def _say(message: object, status: int) -> int:
+def _say(message: object, status: int, by_all: bool = False) -> int:
+    if by_all and os.environ.get("LOCAL_RANK", "0") != "0":
+        # One of several processes, whose first one says the same. torchrun ends all with the first
+        # that ends, so let that one speak.
+        time.sleep(SAID_WITHIN_S)
+        return status
     print(f"error: {message}", file=sys.stderr)
     return status

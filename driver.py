@@ -16,6 +16,7 @@ import hyperband
 from cli import Mistake
 from collection import read_summary
 from ending import on_request
+from ranks import PROCESSES
 from run_folder import is_in_use
 from study import ENDS, End, Study
 from trial import Job, Trial, last_lines
@@ -179,6 +180,8 @@ class Driver:
         trial, slot.trial, slot.kill_at = slot.trial, None, None
         state = read_summary(slot.job.run).get("state")
         died_of = status - 128 if 128 < status <= 128 + signal.NSIG else None
+        if status and PROCESSES in slot.env:  # torchrun has one status for all ends
+            died_of = {"preempted": signal.SIGTERM, "interrupted": signal.SIGINT}.get(state)
         if trial.asked_to_stop:
             self.close(slot, "finished" if state == "finished" else "stopped")
         elif status == 0 and state in ENDS:

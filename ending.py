@@ -5,6 +5,7 @@ preempt    SIGUSR1, or SIGTERM otherwise: go on later; a shell sees 143
 interrupt  Ctrl-C: go on later; a shell sees 130
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from cli import Failure
+from processes import parents
+from ranks import ALONE, Ranks, lost
 
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
@@ -30,12 +33,17 @@ class Ended(Exception):
 
 
 class Ending:
-    """Collects signals and W&B's stop from `listen` on; `check` raises Ended once there was one."""
+    """Collects signals and W&B's stop from `listen` on; `check` raises Ended once there was one.
 
-    def __init__(self) -> None:
+    Under torchrun what counts as the parent is torchrun's own, and a torchrun that has gone without
+    a word (SIGUSR1 ends it) preempts.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self.request: str | None = None
         self._term_at: float | None = None
-        self._parent = os.getppid()
+        self._ranks = ranks
+        self._parents = parents(2 if ranks.several else 1)
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
@@ -50,8 +58,22 @@ class Ending:
     def check(self) -> None:
         if self.request is None and self._term_at is not None:
             self._decide_term()
+        if self._ranks.several and os.getppid() != self._parents[0]:
+            self.ask("preempt")
         if self.request is not None:
             raise Ended(self.request)
+
+    def check_together(self) -> None:
+        """For what all processes of a run do in step: all leave it by the same request."""
+        if not self._ranks.several:
+            self.check()
+            return
+        with contextlib.suppress(Ended):
+            self.check()
+        agreed = self._ranks.agree(self.request)
+        if agreed:
+            self.request = agreed
+            raise Ended(agreed)
 
     def settle(self) -> str | None:
         """The request, if there is one; waits out the second in which SIGTERM's meaning is open."""
@@ -73,7 +95,7 @@ class Ending:
 
     def _decide_term(self) -> None:
         """In a sweep SIGTERM means stop, unless the agent dies, too: then the machine goes away."""
-        if os.getppid() != self._parent:
+        if parents(len(self._parents)) != self._parents:
             self.ask("preempt")
         elif time.monotonic() - self._term_at >= PARENT_GRACE_S:
             self.ask("stop")
@@ -131,6 +153,8 @@ def as_failure(error: Exception, run: Path) -> Exception:
     """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
     if isinstance(error, Failure):
         return error
+    if isinstance(error, RuntimeError) and lost(error):  # in the middle of a step
+        return lost(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

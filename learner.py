@@ -3,12 +3,14 @@ dictionary.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import cpu
@@ -18,6 +20,7 @@ import resolution
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
+from ranks import ALONE, Ranks
 from schedules import Schedule, create_schedule
 
 if TYPE_CHECKING:
@@ -29,9 +32,9 @@ INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.p
 
 
 class Learner:
-    def __init__(self, config: Config, data: "Data", steps_per_epoch: int):
-        self.config = config
-        self.device = find_device(config.device)
+    def __init__(self, config: Config, data: "Data", steps_per_epoch: int, ranks: Ranks = ALONE):
+        self.config, self.ranks = config, ranks
+        self.device = find_device(config.device, ranks)
         if self.device.type == "cpu":
             cpu.keep_memory()
         elif self.device.type == "cuda":
@@ -45,6 +48,8 @@ class Learner:
         seed_torch(config.seed, INIT)
         classes = len(data.cache.classes)
         self.model = models.create_model(config.model, classes, self.image_size, config.init)
+        if ranks.several and self.device.type == "cuda":  # torch has none for a CPU
+            self.model = models.with_synchronised_norms(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         for size in (*(pixels for pixels, _ in self.stages), self.image_size):
             models.check_fit(self.model, config.model, size)
@@ -54,7 +59,16 @@ class Learner:
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch
         self.schedule = schedule_of(config, self.optimizer, total_steps, steps_per_epoch)
+        # What is trained: the model, with its gradients averaged over all processes.
+        self.trained = self._parallel() if ranks.several else self.model
         self.compiled = self._compile(total_steps)
+        self.part = len(range(*ranks.part(config.batch_size).indices(config.batch_size)))
+
+    def _parallel(self) -> DistributedDataParallel:
+        # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices)
 
     def _compile(self, total_steps: int) -> Callable | None:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
@@ -65,7 +79,7 @@ class Learner:
             raise Mistake(f"compile=true needs {missing}")
         # Who did not ask for it gets no failure from it: what does not compile runs as it is.
         torch._dynamo.config.suppress_errors = self.config.compile == "auto"
-        return torch.compile(self.model, dynamic=False)
+        return torch.compile(self.trained, dynamic=False)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -78,18 +92,26 @@ class Learner:
 
     def begin_epoch(self, epoch: int) -> None:
         """Dropout and the like draw from (seed, epoch), so nothing of the stream needs saving."""
-        seed_torch(self.config.seed, EPOCH, epoch)
-        self.model.train()
+        others = (self.ranks.rank,) if self.ranks.rank else ()
+        seed_torch(self.config.seed, EPOCH, epoch, *others)
+        self.trained.train()
         self.training_size = resolution.training_size(
             self.stages, epoch, self.config.epochs, self.image_size
         )
 
     def train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of the optimizer; the batch's loss and its weighted number of right answers."""
-        batch = Batch(*(part.to(self.device, non_blocking=True) for part in batch))
-        whole = len(batch.labels) == self.config.batch_size
-        forward = self.compiled if self.compiled is not None and whole else self.model
-        logits = self._run(forward, batch.images, self.training_size).float()
+        """One step of the optimizer; the batch's loss and its weighted number of right answers.
+
+        Of several processes each gives its own images' part of both: the mean over the processes
+        is the loss of the whole batch, the sum the number of right answers in it.
+        """
+        batch = batch.to(self.device)
+        images, count = batch.images, len(batch.labels)
+        if not count:  # of a last batch: the others wait for our gradients, which are zero
+            images = images.new_zeros(1, *images.shape[1:])
+        whole = self.compiled is not None and count == self.part
+        forward = self.compiled if whole else self.trained
+        logits = self._run(forward, images, self.training_size).float()[:count]
         loss = self._loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -102,6 +124,11 @@ class Learner:
             predicted == batch.partners
         )
         return loss.detach(), right.sum()
+
+    def begin_measuring(self) -> None:
+        """The first process's statistics are those that are kept: all measure with them."""
+        self.ranks.share_tensors(self.evaluated.buffers())
+        self.evaluated.eval()
 
     def measure(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """uint8 images -> logits of the evaluated model; the maps before them, if they explain."""
@@ -135,7 +162,8 @@ class Learner:
             cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
             for labels in (batch.labels, batch.partners)
         ]
-        loss = (batch.share * losses[0] + (1 - batch.share) * losses[1]).mean()
+        loss = (batch.share * losses[0] + (1 - batch.share) * losses[1]).sum()
+        loss = loss * (self.ranks.world / batch.whole)
         if self.config.l1:
             weights = self.optimizer.param_groups[0]["params"]  # not the norms and biases
             loss = loss + self.config.l1 * sum(weight.abs().sum() for weight in weights)
@@ -158,17 +186,22 @@ class Learner:
         self.schedule.load_state_dict(state["schedule"])
 
 
-def find_device(name: str) -> torch.device:
+def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     if name == "auto":
         name = (
             "cuda"
             if torch.cuda.is_available()
             else "mps"
-            if torch.backends.mps.is_available()
+            if torch.backends.mps.is_available() and not ranks.several
             else "cpu"
         )
+    if ranks.several and name not in ("cuda", "cpu"):
+        raise Mistake(f"device={name}: several processes need --device=cuda, one each, or cpu")
     try:
         device = torch.device(name)
+        if ranks.several and name == "cuda":
+            device = torch.device("cuda", ranks.local_rank)
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

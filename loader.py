@@ -4,6 +4,9 @@ number of workers.
 train = train_loader(data, augmentation, batch_size=128, seed=0, workers=2)
 for batch in epoch_of(train, 3):
     x = to_input(batch.images.to(device), *normalization, image_size)
+
+Where several processes train together, each has its part of the same batches: of each batch some
+images to train on, of all batches every so-many-th to measure on.
 """
 
 import math
@@ -21,6 +24,7 @@ import dice
 from augment import Augmentation, Augmenter, albumentations_functions, mix_batch
 from data import Data, middle
 from pool import follow_parent
+from ranks import ALONE, Ranks
 
 ORDER = 3  # purpose of the dice, beside those of augment.py
 
@@ -30,6 +34,11 @@ class Batch(NamedTuple):
     labels: torch.Tensor  # int64 (n,)
     partners: torch.Tensor  # int64 (n,): class of what was mixed in; `labels` where nothing was
     share: torch.Tensor  # float32 (n,): weight of `labels`; the partner has the rest
+    start: int  # position of the whole batch's first image in the epoch's order
+    whole: int  # images of the whole batch, of which another process may have some
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(part.to(device, non_blocking=True) for part in self[:4]), *self[4:])
 
 
 class Request(NamedTuple):
@@ -38,25 +47,52 @@ class Request(NamedTuple):
     epoch: int
     start: int  # position of the first image in the epoch's order
     indices: np.ndarray  # into the cache
+    part: slice  # of these, what is asked for
 
 
 class EpochOrder(Sampler):
-    """The batches of one epoch after another: shuffled by (seed, epoch), or in order with seed
-    None.
+    """The batches of one epoch after another; each process of `ranks` gets so many, though some
+    may be empty.
     """
 
-    def __init__(self, indices: np.ndarray, batch_size: int, seed: int | None):
-        self.indices, self.batch_size, self.seed, self.epoch = indices, batch_size, seed, 0
+    def __init__(self, indices: np.ndarray, batch_size: int, ranks: Ranks):
+        self.indices, self.batch_size, self.ranks, self.epoch = indices, batch_size, ranks, 0
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)  # the short last batch is kept
 
+
+class TrainingOrder(EpochOrder):
+    """Shuffled by (seed, epoch); of each batch its part to each process."""
+
+    def __init__(self, indices: np.ndarray, batch_size: int, seed: int, ranks: Ranks):
+        super().__init__(indices, batch_size, ranks)
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return self.batches
+
     def __iter__(self) -> Iterator[Request]:
-        order = self.indices
-        if self.seed is not None:
-            order = order[dice.order(len(order), self.seed, ORDER, self.epoch)]
+        order = self.indices[dice.order(len(self.indices), self.seed, ORDER, self.epoch)]
         for start in range(0, len(order), self.batch_size):
-            yield Request(self.epoch, start, order[start : start + self.batch_size])
+            batch = order[start : start + self.batch_size]
+            yield Request(self.epoch, start, batch, self.ranks.part(len(batch)))
+
+
+class MeasuringOrder(EpochOrder):
+    """As they come; whole batches to each process in turn, so that every image is measured in the
+    same company, whoever does it.
+    """
+
+    def __len__(self) -> int:
+        return math.ceil(self.batches / self.ranks.world)
+
+    def __iter__(self) -> Iterator[Request]:
+        for turn in range(len(self)):
+            start = (turn * self.ranks.world + self.ranks.rank) * self.batch_size
+            batch = self.indices[start : start + self.batch_size]
+            yield Request(self.epoch, start, batch, slice(len(batch)))
 
 
 class CachedImages(Dataset):
@@ -66,15 +102,22 @@ class CachedImages(Dataset):
         self.images, self.labels, self.augmenter = data.images, data.labels, augmenter
 
     def __getitem__(self, request: Request) -> Batch:
-        epoch, start, indices = request
-        images, labels = self.images[indices], self.labels[indices]
+        epoch, start, whole, part = request
+        places = np.arange(len(whole))[part]
+        mixes = self.augmenter is not None and self.augmenter.augmentation.mixes
+        if mixes and len(places) < len(whole):
+            # The partner of an image is the one before it.
+            places = np.append((part.start - 1) % len(whole), places)
+        images, labels = self.images[whole[places]], self.labels[whole[places]]
         partners, share = labels, np.ones(len(labels), np.float32)
         if self.augmenter is not None:
-            images = self.augmenter(images, epoch, np.arange(start, start + len(indices)))
+            images = self.augmenter(images, epoch, start + places)
             images, partners, share = mix_batch(
                 images, labels, self.augmenter.augmentation, self.augmenter.seed, epoch, start
             )
-        return Batch(*map(torch.from_numpy, (images, labels, partners, share)))
+        own = slice(len(places) - len(range(*part.indices(len(whole)))), None)
+        arrays = (torch.from_numpy(values[own]) for values in (images, labels, partners, share))
+        return Batch(*arrays, start, len(whole))
 
     def __getstate__(self) -> dict:
         # Spawned workers open the file themselves instead of receiving a copy of it.
@@ -87,18 +130,23 @@ class CachedImages(Dataset):
 
 
 def train_loader(
-    data: Data, augmentation: Augmentation, batch_size: int, seed: int, workers: int = 0
+    data: Data,
+    augmentation: Augmentation,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    ranks: Ranks = ALONE,
 ) -> DataLoader:
     """Shuffled, augmented batches of the training images; iterate by `epoch_of`."""
     # Imported here once instead of in each worker, where W&B's hook on imports would refuse.
     albumentations_functions()
     images = CachedImages(data, Augmenter(augmentation, data.fill, seed))
-    return _loader(images, EpochOrder(data.train, batch_size, seed), workers)
+    return _loader(images, TrainingOrder(data.train, batch_size, seed, ranks), workers)
 
 
-def val_loader(data: Data, batch_size: int, workers: int = 0) -> DataLoader:
+def val_loader(data: Data, batch_size: int, workers: int = 0, ranks: Ranks = ALONE) -> DataLoader:
     """All validation images, each once, in the order of `data.val`, as they are."""
-    return _loader(CachedImages(data, None), EpochOrder(data.val, batch_size, None), workers)
+    return _loader(CachedImages(data, None), MeasuringOrder(data.val, batch_size, ranks), workers)
 
 
 def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
@@ -116,11 +164,15 @@ def _loader(images: CachedImages, order: EpochOrder, workers: int) -> DataLoader
         pin_memory=torch.cuda.is_available(),
         # Otherwise every epoch would take a number from torch's global stream.
         generator=torch.Generator(),
-        worker_init_fn=partial(_start_worker, os.getpid()),
+        worker_init_fn=partial(_start_worker, os.getpid(), order.ranks.several),
     )
 
 
-def _start_worker(parent: int, _worker: int) -> None:
+def _start_worker(parent: int, apart: bool, _worker: int) -> None:
+    if apart:
+        # torchrun sends its signals to a process and all its children. Where a child ends by one,
+        # its parent leaves its work at another place than the other processes.
+        os.setpgid(0, 0)
     follow_parent(parent)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from layout import NO_BOX, degenerate
+from ranks import Ranks
 
 NEARLY_FULL = 0.95  # share of the image
 
@@ -66,18 +67,18 @@ def usable(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 class Looks:
-    """Where a model looked, image by image, collected batch by batch in the order of `boxes`."""
+    """Where a model looked, image by image, in the order of `boxes`; NaN where it was not seen."""
 
     def __init__(self, boxes: np.ndarray, size: int):
         self.boxes, self.size = boxes, size
         self.energy, self.pointing = (np.full(len(boxes), np.nan, np.float32) for _ in "ep")
         self.usable = usable(boxes, size)
-        self.seen = 0
 
-    def add(self, maps: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> None:
-        """The next images: last maps (n, k, h, w), the head's weight, true classes."""
-        part = slice(self.seen, self.seen + len(labels))
-        self.seen += len(labels)
+    def add(
+        self, start: int, maps: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        """The images from `start` on: last maps (n, k, h, w), the head's weight, true classes."""
+        part = slice(start, start + len(labels))
         keep = self.usable[part]
         if not keep.any():
             return
@@ -85,6 +86,12 @@ class Looks:
         found = scores(class_maps(maps, weight, labels), boxes, self.size)
         for values, kept in zip(found, (self.energy, self.pointing), strict=True):
             kept[part][keep] = values.cpu().numpy()[keep]
+
+    def gather(self, ranks: Ranks) -> None:
+        """Take over what other processes have seen; none sees what another does."""
+        for energy, pointing in ranks.gather((self.energy, self.pointing)):
+            seen = ~np.isnan(energy)
+            self.energy[seen], self.pointing[seen] = energy[seen], pointing[seen]
 
     def metrics(self) -> dict[str, float]:
         """The keys of a run's history; none where no image could be judged."""

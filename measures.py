@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli import Failure
+from ranks import ALONE, Ranks
 
 if TYPE_CHECKING:  # --help does not wait for them
     import numpy as np
@@ -35,14 +36,14 @@ SUMMARY = ("best_val_acc", "best_epoch")
 
 
 class Diverged(Failure):
-    pass
+    said_by_all = True
 
 
 class Tally:
     """Loss and right answers of an epoch so far; every so many steps it looks at the device."""
 
-    def __init__(self, epoch: int, hold: int):
-        self.epoch, self.hold = epoch, hold
+    def __init__(self, epoch: int, hold: int, ranks: Ranks = ALONE):
+        self.epoch, self.hold, self.ranks = epoch, hold, ranks
         self.held: list[tuple] = []  # what was not looked at yet
         self.loss, self.right, self.seen, self.steps = 0.0, 0.0, 0, 0
         self.last_loss: float | None = None
@@ -53,11 +54,13 @@ class Tally:
             self.look()
 
     def look(self) -> None:
-        """Here the device is waited for."""
+        """Here the device is waited for, and the other processes are."""
         held, self.held = self.held, []
-        for loss, right, images, lr in held:
+        rates = [lr for *_, lr in held]
+        rows = [[loss.item(), right.item(), images] for loss, right, images, _ in held]
+        for (loss, right, images), lr in zip(self.ranks.sums(rows), rates, strict=True):
             self.steps += 1
-            value = loss.item()
+            value = loss / self.ranks.world
             if not math.isfinite(value):
                 raise Diverged(
                     f"the loss is {value} in epoch {self.epoch}, step {self.steps}, learning rate "
@@ -65,8 +68,8 @@ class Tally:
                 )
             self.last_loss = value
             self.loss += value * images
-            self.right += right.item()
-            self.seen += images
+            self.right += right
+            self.seen += int(images)
 
     def _last(self) -> str:
         return "none in this epoch" if self.last_loss is None else f"{self.last_loss:.4f}"

@@ -198,6 +198,13 @@ def _separable(inputs: int, outputs: int) -> "nn.Module":
     return nn.Sequential(_conv(inputs, inputs, 3, groups=inputs), _conv(inputs, outputs, 1))
 
 
+def with_synchronised_norms(model: "nn.Module") -> "nn.Module":
+    """Batch norm over the whole batch, where several GPUs have a part of it each."""
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
+
+
 def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
     """For an optimizer: weight decay on convolutions and linear layers, not on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]

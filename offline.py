@@ -29,7 +29,8 @@ def run(options, sweep: dict, count: int | None) -> int:
 
 def drive(study: Study, source: Source, options, rule: dict | None = None) -> int:
     with Board(study, time.monotonic) as board:
-        driver = Driver(study, source, rule, places(options.workers), options.max_failures, board)
+        slots = places(options.workers, options.devices)
+        driver = Driver(study, source, rule, slots, options.max_failures, board)
         driver.listen()
         status = driver.run()
     if driver.request:

@@ -14,6 +14,7 @@ import yaml
 import checkpoint
 from cli import Mistake
 from config import LOOKS, Config, from_mapping, to_dict
+from ranks import ALONE, Ranks
 from run_folder import RunFolder, compare_configs
 
 if TYPE_CHECKING:
@@ -23,21 +24,28 @@ if TYPE_CHECKING:
 
 
 class Record:
-    def __init__(self, config: Config, data: "Data", folder: RunFolder):
+    """`folder` is None in a process that only helps with a run; it keeps nothing."""
+
+    def __init__(self, config: Config, data: "Data", folder: RunFolder | None):
         self.config, self.data, self.folder = config, data, folder
         self.rows: list[dict[str, Any]] = []  # of history.csv, one an epoch
         self.best: dict[str, Any] = {"best_val_acc": -1.0, "best_epoch": 0}
 
     def resume(self, learner: "Learner") -> None:
         """Take up the last whole epoch, where there is one."""
+        state = learner.ranks.share(self._last() if self.folder else None)
+        if state:
+            learner.load_state_dict(state)
+            self.rows, self.best = state["history"], state["best"]
+
+    def _last(self) -> dict[str, Any] | None:
         path = self.folder.path / "last.pt"
         if not path.is_file():
-            return
+            return None
         keys = (*checkpoint.KEYS, "average", "optimizer", "schedule", "history", "best")
-        state = checkpoint.load(path, keys, learner.device)
+        state = checkpoint.load(path, keys, "cpu")
         compare_configs(state["config"], self.config, path)
-        learner.load_state_dict(state)
-        self.rows, self.best = state["history"], state["best"]
+        return state
 
     def keep(self, row: dict[str, Any], measured: "Evaluation", learner: "Learner") -> None:
         """Write down an epoch."""
@@ -103,7 +111,9 @@ def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "D
     )
 
 
-def open_run(path: Path, given: dict[str, Any]) -> tuple[Config, "Data", "Learner"]:
+def open_run(
+    path: Path, given: dict[str, Any], ranks: Ranks = ALONE
+) -> tuple[Config, "Data", "Learner"]:
     """A run that was made before, for a look at it; `given` may say where and how to look."""
     from learner import Learner
 
@@ -116,8 +126,9 @@ def open_run(path: Path, given: dict[str, Any]) -> tuple[Config, "Data", "Learne
     values = yaml.safe_load((path / "config.yaml").read_text())
     plainly = {"compile": "false"}  # nothing is trained, and here may be no compiler
     config = from_mapping({**values, **plainly, **given}, source=str(path / "config.yaml"))
-    data = load_data(config)
-    return config, data, Learner(config, data, steps_per_epoch=1)
+    with ranks.first_of_machine():
+        data = load_data(config)
+    return config, data, Learner(config, data, 1, ranks)
 
 
 def load_weights(learner: "Learner", path: Path) -> int:

@@ -132,6 +132,7 @@ def _parser() -> cli.Parser:
     many.add_argument(
         "--max-failures", type=int, default=5, metavar="N", help="in a row, then stop (default: 5)"
     )
+    _add_devices(many)
     many.add_argument("--print-slurm", action="store_true", help="print an sbatch script instead")
     many.set_defaults(command=agents)
     return parser
@@ -180,12 +181,24 @@ def _add_places(parser: cli.Parser) -> None:
         metavar="N",
         help="trials at once (default: one a GPU; without GPUs 1, with all cores)",
     )
+    _add_devices(parser)
     parser.add_argument(
         "--max-failures",
         type=positive,
         default=5,
         metavar="N",
         help="in a row, then stop (default: 5)",
+    )
+
+
+def _add_devices(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--devices",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="GPUs of each run (without GPUs: processes); with more than 1, torchrun starts it "
+        "(default: 1)",
     )
 
 

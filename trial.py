@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from processes import dies_with_us, kill_session
+from processes import ask_to_save, dies_with_us, heads_below, kill_session
 from run_folder import writing
 
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -96,7 +96,8 @@ class Trial:
 
     def save(self) -> None:
         """It goes on another time."""
-        self._send(signal.SIGUSR1)
+        if self.process.poll() is None:
+            ask_to_save(*heads_below(self.process.pid), self.process.pid)
 
     def kill(self) -> None:
         self._send(signal.SIGKILL)

@@ -56,13 +56,13 @@ def slow(*arguments, **named):
 mistakes._explain_some = slow
 """,
     "ending": """
-import pathlib, time
-real_end = train.Job.end
+import job, pathlib, time
+real_end = job.Job.end
 def slow(self, tracker, check):
     (pathlib.Path(os.environ["HOME"]) / "here").touch()
     time.sleep(1.5)
     return real_end(self, tracker, check)
-train.Job.end = slow
+job.Job.end = slow
 """,
 }
 

@@ -113,8 +113,8 @@ def test_looks_are_averaged_over_what_counts_and_absent_where_nothing_does():
     looks = Looks(rows, SIZE)
     weight = torch.tensor([[1.0], [2.0]])
     maps = torch.tensor([HALF, HALF, HALF])[:, None]
-    looks.add(maps[:2], weight, torch.tensor([0, 1]))
-    looks.add(maps[2:], weight, torch.tensor([1]))
+    looks.add(0, maps[:2], weight, torch.tensor([0, 1]))
+    looks.add(2, maps[2:], weight, torch.tensor([1]))
     assert np.isnan(looks.energy).tolist() == [False, True, False]
     assert looks.metrics() == pytest.approx(
         {

@@ -386,6 +386,24 @@ def test_the_launcher_preempts_all_and_goes_on(sweep, server, slowly):
 
 
 @pytest.mark.slow
+def test_the_launcher_preempts_a_run_of_two_processes(sweep, server, slowly):
+    made = sweep(epochs=3)
+    made.stored.limit = 1
+    launcher = launch(made, "--devices", "2")
+    made.until(lambda: made.epochs(0) >= 1)
+    launcher.send_signal(signal.SIGTERM)
+    made.until(lambda: launcher.poll() is not None, 40)
+    assert processes_in(made.folder) == {}
+    assert made.run(0).exit_code == 143
+    assert made.stored.waiting == made.stored.runs
+    again = launch(made, "--devices", "2")
+    made.until(lambda: again.poll() is not None)
+    assert again.returncode == 0, made.text()
+    assert made.run(0).exit_code == 0
+    assert len(history_lines(folder_of(made, made.run(0).name))) == 4
+
+
+@pytest.mark.slow
 def test_an_agent_that_is_killed_is_started_again_and_its_run_preempted(sweep, server, slowly):
     made = sweep(epochs=3)
     made.stored.limit = 3

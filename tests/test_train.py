@@ -193,12 +193,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(start, tmp_path, variant):
 @pytest.mark.slow  # compiling takes a minute
 def test_compiled_there_is_one_graph_a_resolution(start, tmp_path):
     patch = """
-real_end = train.Job.end
+import job
+real_end = job.Job.end
 def end(self, tracker, check):
     from torch._dynamo.utils import counters
     print("graphs:", counters["stats"]["unique_graphs"])
     real_end(self, tracker, check)
-train.Job.end = end
+job.Job.end = end
 """
     # A small rate: batch norm over the two images of the last batch amplifies rounding.
     growing = {"epochs": 2, "resolution_schedule": "8:0.5", "amp": "false", "max_lr": 1e-4}

@@ -1,0 +1,205 @@
+"""A run between its checks and its end: what is trained, on what, and what came out so far.
+
+`prepare` checks everything that a run needs and gives a `Job`; its parts happen in the order open,
+run, end. Of several processes all run, and the first one alone opens a folder, keeps, tells and
+ends.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import train
+from cli import Mistake
+from config import Config, to_dict
+from ranks import Ranks
+
+if TYPE_CHECKING:
+    from data import Data
+    from run_folder import RunFolder
+    from tracking import Tracker
+
+
+def import_libraries() -> None:
+    """Those that take seconds."""
+    from tracking import import_client
+
+    import_client()  # before torch
+    import timm
+
+    assert timm
+
+
+class Job:
+    """A run between its checks and its end: what is trained, on what, and what came out so far."""
+
+    def __init__(self, config: Config, data: "Data", ranks: Ranks):
+        from learner import Learner
+        from loader import train_loader, val_loader
+
+        augmentation = config.augmentation(data.images.shape[1])
+        self.config, self.data, self.ranks = config, data, ranks
+        self.train_loader = train_loader(
+            data, augmentation, config.batch_size, config.seed, config.workers, ranks
+        )
+        self.val_loader = val_loader(data, config.batch_size, config.workers, ranks)
+        self.learner = Learner(config, data, len(self.train_loader), ranks)
+
+    def open(self, folder: "RunFolder | None") -> None:
+        """Take up what `folder`, the first process's, has of this run."""
+        from record import Record
+
+        if folder:
+            folder.check_config(self.config)
+        self.folder = folder
+        self.record = Record(self.config, self.data, folder)
+        self.record.resume(self.learner)
+
+    def begin(self) -> None:
+        from about import note_start
+
+        self.folder.begin(self.config, self.record.rows)
+        note_start(self.folder, self.learner, self.data)
+
+    def say_what(self, tracker: "Tracker") -> None:
+        learner, data = self.learner, self.data
+        parameters = sum(p.numel() for p in learner.model.parameters())
+        images = {"training_images": len(data.train), "validation_images": len(data.val)}
+        tracker.add_config(
+            {"split_fingerprint": data.fingerprint, "parameters": parameters, **images}
+        )
+        tracker.say_where()
+        done = f", going on after epoch {len(self.record.rows)}" if self.record.rows else ""
+        place = f"{self.ranks.world} processes, this one on " if self.ranks.several else ""
+        print(
+            f"{self.folder.path}: {self.config.model} with {parameters:,} parameters on {place}"
+            f"{learner.device}{' in bf16' if learner.amp else ''}, {len(data.train):,} training "
+            f"and {len(data.val):,} validation images of {len(data.cache.classes)} classes{done}",
+            flush=True,
+        )
+        if not learner.explains:
+            print(
+                f"no val/cam_*: {self.config.model} does not end in mean pooling and a linear "
+                "layer; pictures have maps where it has feature maps"
+            )
+
+    def run(self, tracker: "Tracker | None", check: Callable[[], None]) -> None:
+        for epoch in range(len(self.record.rows) + 1, self.config.epochs + 1):
+            self.one_epoch(epoch, tracker, check)
+        self.ranks.leave()
+
+    def one_epoch(self, epoch: int, tracker: "Tracker | None", check: Callable[[], None]) -> None:
+        from loader import epoch_of
+
+        start = time.perf_counter()
+        step = (epoch - 1) * len(self.train_loader)
+
+        def after_step(lr: float) -> None:
+            nonlocal step
+            step += 1
+            if tracker:
+                tracker.log({"train/step": step, "train/lr_step": lr})
+            check()
+
+        title = f"epoch {epoch}/{self.config.epochs}"
+        batches = EpochBatches(epoch_of(self.train_loader, epoch), len(self.train_loader))
+        trained = train.train_one_epoch(self.learner, batches, epoch, after_step, title)
+        batches = epoch_of(self.val_loader, epoch)
+        measured = train.evaluate(self.learner, batches, train.looks_of(self.data), check)
+        self.learner.schedule.step_epoch(measured.loss)
+        row = {
+            "epoch": epoch,
+            "lr": self.learner.lr,
+            "train/loss": trained["train/loss"],
+            "train/acc": trained["train/acc"],
+            **measured.metrics(),
+            "time/images_per_s": trained["time/images_per_s"],
+            "time/epoch_s": time.perf_counter() - start,
+            "time/loader_wait": trained["time/loader_wait"],
+        }
+        if not self.folder:
+            self.record.rows.append(row)
+            return
+        self.record.keep(row, measured, self.learner)
+        tracker.log(row)
+        tracker.log_picture("val/gradcam", self.draw_panel(self.alone(check)))
+        print(
+            f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
+            f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
+            f"{self.learner.lr:.3g}, {row['time/images_per_s']:.0f} images/s, "
+            f"{row['time/epoch_s']:.0f} s",
+            flush=True,
+        )
+
+    def alone(self, check: Callable[[], None]) -> Callable[[], None]:
+        """For what the first of several processes does while the others are in the next epoch."""
+        return (lambda: None) if self.ranks.several else check
+
+    def draw_panel(self, check: Callable[[], None]) -> Path:
+        """The same images after every epoch: does it look at the object?"""
+        from viz import gradcam_panel, panel_images, write_picture
+
+        indices = panel_images(self.data, self.config.split_seed)
+        panel = gradcam_panel(self.learner, self.data, indices, check)
+        return write_picture(panel, self.folder.path / "figures" / "gradcam.jpg")
+
+    def end(self, tracker: "Tracker", check: Callable[[], None]) -> None:
+        """What follows the last epoch; from here on the learner has the best epoch's weights."""
+        from record import load_weights
+        from viz import draw_run
+
+        check()
+        best = self.folder.path / "best.pt"
+        epoch = load_weights(self.learner, best)
+        tracker.log_model(best, {**to_dict(self.config), **self.record.best}, check)
+        check()
+        pictures, mistakes = draw_run(
+            self.folder.path, self.config, self.data, self.learner, self.record.rows, epoch, check
+        )
+        for key, path in pictures.items():
+            if key != "mistakes":  # W&B has them as a table
+                tracker.log_picture(key, path)
+        check()
+        if mistakes:
+            tracker.log_mistakes(mistakes, check)
+        told = f"{tracker.pictures} files for W&B, {tracker.picture_bytes / 1e6:.1f} MB"
+        print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
+
+
+class EpochBatches:
+    """An iterator with a length, for the progress bar."""
+
+    def __init__(self, batches: Iterator, count: int):
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator:
+        return self.batches
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> Job:
+    """Every check that needs the data, the device or the disk, before anything is written.
+
+    The config is the first process's, and so is the run.
+    """
+    from record import load_data
+    from run_folder import RunFolder, check_output_dir
+
+    if config:
+        check_output_dir(Path(config.output_dir))
+    config = ranks.share(config)
+    with ranks.first_of_machine():  # it decodes the images, where nobody has done so yet
+        data = load_data(config, meanwhile=import_libraries)
+    import_libraries()  # where few files left no while
+    job = Job(config, data, ranks)
+    folder = RunFolder(Path(config.output_dir), run_id) if ranks.first else None
+    try:
+        job.open(folder)
+    except Mistake:
+        if folder:
+            folder.close()
+        raise
+    return job

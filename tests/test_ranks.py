@@ -1,0 +1,392 @@
+"""Several processes of one run: the samples and numbers of one, one tracked run, and every end.
+
+Most start train.py as torchrun would, by its environment, from the process that has imported
+everything; those about torchrun's own doings start torchrun.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import data
+from augment import Augmentation
+from conftest import REPO, run
+from loader import epoch_of, train_loader, val_loader
+from ranks import Ranks
+from runs import FAST, assert_same_bits, history, history_lines, offline_record, summary
+
+LAYER_NORM = {"model": "convnext_atto", "image_size": 32, "batch_size": 33, "optimizer": "adamw"}
+LAYER_NORM |= {"max_lr": 0.001, "epochs": 2}
+RESNET = {"model": "resnet18", "epochs": 2, "batch_size": 50, "workers": 1}
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+class Together:
+    """Some processes of a run; `folder` is what they leave."""
+
+    def __init__(self, start, base: Path, world: int, env: dict | None = None, **flags):
+        port = free_port()
+        self.runs = []
+        for rank in range(world):
+            told = {
+                "TORCHELASTIC_RUN_ID": "test",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                **(env or {}),
+            }
+            # A folder of its own, so that it is seen if the others write anything.
+            self.runs.append(start(base / str(rank), env=told, **flags))
+        self.folder = self.runs[0].folder
+
+    def wait(self) -> list[int]:
+        return [run.wait() for run in self.runs]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"[{i}] {run.text}" for i, run in enumerate(self.runs))
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory) -> Path:
+    run = start(tmp_path_factory.mktemp("alone"), **LAYER_NORM)
+    assert run.wait() == 0, run.text
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def two(start, tmp_path_factory) -> Path:
+    """An undisturbed run of two processes."""
+    both = Together(start, tmp_path_factory.mktemp("two"), 2, **RESNET)
+    assert both.wait() == [0, 0], both.text
+    return both.folder
+
+
+@pytest.mark.parametrize("mixing", [{}, {"cutmix": 0.5, "mixup": 0.5}])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_samples_of_a_batch_are_the_same_for_any_number_of_processes(world, mixing, shapes_dir):
+    loaded = data.load("shapes", shapes_dir)
+    augmentation = Augmentation(crop_padding=4, flip=0.5, rotate_degrees=5, **mixing)
+
+    def batches(ranks: Ranks) -> list:
+        return list(epoch_of(train_loader(loaded, augmentation, 49, seed=0, ranks=ranks), 3))
+
+    whole = batches(Ranks())
+    parts = zip(*(batches(Ranks(rank, world)) for rank in range(world)), strict=True)
+    assert len(whole[-1].labels) == 2  # so one of three has none
+    if mixing:
+        assert any((batch.share < 1).any() for batch in whole)
+    for batch, shared in zip(whole, parts, strict=True):
+        assert len(shared[0].labels) > 0
+        for name in ("images", "labels", "partners", "share"):
+            joined = torch.cat([getattr(part, name) for part in shared])
+            assert torch.equal(getattr(batch, name), joined), name
+        assert {(part.start, part.whole) for part in shared} == {(batch.start, len(batch.labels))}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_every_validation_image_is_measured_once(world, shapes_dir):
+    loaded = data.load("shapes", shapes_dir)
+    each = [list(val_loader(loaded, 16, ranks=Ranks(rank, world))) for rank in range(world)]
+    assert len({len(batches) for batches in each}) == 1  # all go in step
+    found = [
+        (batch.start + i, label)
+        for batches in each
+        for batch in batches
+        for i, label in enumerate(batch.labels.tolist())
+    ]
+    assert sorted(found) == list(enumerate(loaded.labels[loaded.val].tolist()))
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_history_of_one_process(world, start, alone, tmp_path):
+    """The last batch has one image, so that all but the first process have none of it."""
+    group = Together(start, tmp_path, world, **LAYER_NORM)
+    assert group.wait() == [0] * world, group.text
+    for one, many in zip(history(alone), history(group.folder), strict=True):
+        assert one.keys() == many.keys()
+        for key in one:
+            assert float(many[key]) == pytest.approx(float(one[key]), rel=2e-3, abs=1e-6), key
+
+
+def test_one_run_is_kept_and_tracked_whole(two, shapes_dir):
+    assert [row["epoch"] for row in history(two)] == ["1", "2"]
+    loaded = data.load("shapes", shapes_dir)
+    with np.load(two / "predictions.npz") as told:
+        np.testing.assert_array_equal(told["index"], loaded.val)
+        np.testing.assert_array_equal(told["true"], loaded.labels[loaded.val])
+        right = (told["true"] == told["predicted"]).mean()
+        assert right == summary(two)["best_val_acc"]
+        counted = ~np.isnan(told["cam_energy"])
+        best = history(two)[summary(two)["best_epoch"] - 1]
+        assert counted.sum() == int(best["val/cam_images"])
+    record = offline_record(two)
+    assert sum(r["type"] == "run" for r in record) == 1
+    text = json.dumps([r["history"] for r in record if r["type"] == "history"])
+    assert text.count('"val/acc"') == 2
+    others = two.parents[2] / "1"
+    assert [path.name for path in others.iterdir() if path.name != "output.txt"] == []
+    about = json.loads((two / "about.json").read_text())
+    assert about["starts"][0]["processes"] == 2
+
+
+def test_one_process_measures_the_same_of_it(two, start, shapes_dir, tmp_path):
+    """Also what batch norm keeps is the first process's."""
+    done = run("train.py", f"--evaluate={two}", f"--data_dir={shapes_dir}")
+    assert done.returncode == 0, done.stderr
+    for line, row in zip(
+        done.stdout.splitlines(),
+        (history(two)[summary(two)["best_epoch"] - 1], history(two)[-1]),
+        strict=True,
+    ):
+        for key, value in re.findall(r"(val/\w+) ([\d.e-]+)", line):
+            assert f"{float(row[key]):.7g}" == value, key
+
+
+def test_killed_and_gone_on_with_two_and_with_one(two, start, tmp_path):
+    both = Together(start, tmp_path, 2, **RESNET)
+    both.runs[0].until_epoch(1)
+    before = history_lines(both.folder)[:2]
+    both.runs[1].kill()
+    assert both.runs[0].wait() == 1
+    assert summary(both.folder)["state"] == "failed"
+    assert "another process of this run has ended" in both.runs[0].text
+    assert "Traceback" not in both.runs[0].text
+    (end,) = (r["exit"] for r in offline_record(both.folder) if r["type"] == "exit")
+    assert end["exit_code"] == 1
+    again = Together(start, tmp_path, 2, **RESNET)
+    assert again.wait() == [0, 0], again.text
+    assert history_lines(again.folder)[:2] == before
+    assert_same_bits(again.folder, two)
+
+
+def test_begun_by_two_ended_by_one(start, tmp_path):
+    both = Together(start, tmp_path, 2, epochs=4)
+    both.runs[0].until_epoch(1)
+    os.kill(both.runs[0].pid, signal.SIGUSR1)  # one is enough
+    assert both.wait() == [143, 0], both.text
+    assert summary(both.folder)["state"] == "preempted"
+    begun = len(history_lines(both.folder)) - 1
+    assert 1 <= begun < 4
+    one = start(tmp_path / "0", epochs=4)
+    assert one.wait() == 0, one.text
+    assert [row["epoch"] for row in history(one.folder)] == ["1", "2", "3", "4"]
+
+
+def test_the_parameters_of_a_sweep_reach_all(start, tmp_path):
+    """Otherwise the second process would train one epoch less, and the first wait for it."""
+    given = tmp_path / "given.yaml"
+    given.write_text(yaml.safe_dump({"epochs": {"value": 2}, "max_lr": {"value": 0.02}}))
+    both = Together(
+        start, tmp_path, 2, env={"WANDB_SWEEP_PARAM_PATH": str(given)}, epochs=1, model="small"
+    )
+    assert both.wait() == [0, 0], both.text
+    assert len(history(both.folder)) == 2
+    assert yaml.safe_load((both.folder / "config.yaml").read_text())["max_lr"] == 0.02
+
+
+def test_a_loss_that_is_not_finite_ends_all(start, tmp_path):
+    both = Together(start, tmp_path, 2, max_lr=100, optimizer="sgd", momentum=0.99, l1=1)
+    assert both.wait() == [1, 1], both.text
+    assert re.search(r"error: the loss is (nan|inf) in epoch", both.runs[0].text)
+    assert "error" not in both.runs[1].text  # it is said once
+    assert summary(both.folder)["state"] == "failed"
+
+
+def test_a_finished_run_stays_as_it_is(two, start):
+    before = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.is_file()}
+    again = Together(start, two.parents[2], 2, **RESNET)
+    assert again.wait() == [0, 0], again.text
+    assert "nothing to do" in again.runs[0].text
+    after = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.is_file()}
+    assert {k: v for k, v in after.items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"max_lr": -1}, "max_lr"),
+        ({"data_dir": "/nowhere", "dataset": "tiny-imagenet"}, "/nowhere"),
+        ({"device": "mps"}, "several processes need"),
+    ],
+)
+def test_a_mistake_is_said_once(flags, words, start, tmp_path):
+    both = Together(start, tmp_path, 2, **flags)
+    assert both.runs[0].wait() == 2
+    assert words in both.runs[0].text
+    assert both.runs[1].wait() != 0
+    assert "error" not in both.runs[1].text
+    assert not both.folder.exists()
+
+
+# torchrun itself
+
+
+def processes_with(word: str) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_text():
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+@pytest.fixture
+def torchrun(shapes_dir, tmp_path):
+    """Start a run by torchrun, and leave nothing of it."""
+    started = []
+
+    def begin(*flags: str, command: tuple = (), **env: str) -> subprocess.Popen:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+        output = open(tmp_path / "output.txt", "wb")
+        flags = ("--dataset=shapes", f"--data_dir={shapes_dir}", "--image_size=16", *flags)
+        flags += ("--model=small", f"--output_dir={tmp_path}/runs", "--run_id=run", "--workers=1")
+        by = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *(command or by), REPO / "train.py", *flags],
+                env={**clean, **FAST, "HOME": str(tmp_path), "WANDB_MODE": "offline", **env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        )
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()
+    for pid in processes_with(str(tmp_path)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def until(happened, tmp_path: Path, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
+
+
+def ranks_of(tmp_path: Path) -> dict[str, int]:
+    """Process numbers by their ranks."""
+    found = {}
+    for pid in processes_with(f"{tmp_path}/runs"):
+        try:
+            lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        variables = dict(line.split("=", 1) for line in lines if "=" in line)
+        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if "RANK" in variables and parent not in found.values():
+            found.setdefault(variables["RANK"], pid)
+    return found
+
+
+def test_torchrun_when_a_rank_dies(torchrun, tmp_path):
+    process = torchrun("--epochs=500")
+    until(lambda: len(history_lines(tmp_path / "runs/run")) > 1, tmp_path)
+    os.kill(ranks_of(tmp_path)["1"], signal.SIGKILL)
+    killed = time.monotonic()
+    assert process.wait(timeout=30) == 1
+    assert time.monotonic() - killed < 15
+    until(lambda: not processes_with(f"{tmp_path}/runs"), tmp_path, 5)
+    assert summary(tmp_path / "runs/run")["state"] == "failed"
+    text = (tmp_path / "output.txt").read_text()
+    assert "another process of this run has ended" in text
+    assert "Signal 9 (SIGKILL)" in text  # torchrun says which
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_torchrun_saves_the_run(number, torchrun, tmp_path):
+    """SIGUSR1 ends torchrun itself: its processes see that it is gone."""
+    process = torchrun("--epochs=500")
+    until(lambda: len(history_lines(tmp_path / "runs/run")) > 1, tmp_path)
+    process.send_signal(number)
+    process.wait(timeout=30)
+    until(lambda: not processes_with(f"{tmp_path}/runs"), tmp_path, 20)
+    expected = "interrupted" if number == signal.SIGINT else "preempted"
+    assert summary(tmp_path / "runs/run")["state"] == expected
+    (end,) = (r["exit"] for r in offline_record(tmp_path / "runs/run") if r["type"] == "exit")
+    assert end["exit_code"] == (255 if number == signal.SIGINT else 143)
+
+
+@pytest.mark.slow
+def test_in_a_sweep_sigterm_is_a_stop(torchrun, tmp_path):
+    given = tmp_path / "given.yaml"
+    given.write_text(yaml.safe_dump({"epochs": {"value": 500}}))
+    env = {"WANDB_SWEEP_PARAM_PATH": str(given), "TINYSWEEP_PROCESSES": "2"}
+    process = torchrun(command=("-u",), **env)  # as sweep.py starts it
+    until(lambda: len(history_lines(tmp_path / "runs/run")) > 1, tmp_path)
+    assert sorted(ranks_of(tmp_path)) == ["0", "1"]
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=20)
+    assert summary(tmp_path / "runs/run")["state"] == "stopped"
+    (end,) = (r["exit"] for r in offline_record(tmp_path / "runs/run") if r["type"] == "exit")
+    assert end.get("exit_code", 0) == 0
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_processes_goes_on_after_a_preemption(torchrun, shapes_dir, tmp_path):
+    flags = ["--dataset=shapes", f"--data_dir={shapes_dir}", "--image_size=16", "--model=small"]
+    flags += [f"--output_dir={tmp_path}/runs", "--batch_size=2"]  # so that an epoch takes a while
+    (tmp_path / "s.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "program": str(REPO / "train.py"),
+                "name": "s",
+                "method": "random",
+                "metric": {"name": "val/acc", "goal": "maximize"},
+                "parameters": {"max_lr": {"min": 0.01, "max": 0.1}, "epochs": {"value": 4}},
+                "command": ["${env}", "${interpreter}", "${program}", *flags, "${args}"],
+            }
+        )
+    )
+    driver = subprocess.Popen(
+        [sys.executable, REPO / "sweep.py", "run", "s.yaml", "--count", "1", "--devices", "2"],
+        cwd=tmp_path,
+        env={**os.environ, **FAST},
+        stdout=open(tmp_path / "output.txt", "wb"),
+        stderr=subprocess.STDOUT,
+    )
+    until(lambda: list(tmp_path.glob("runs/*/history.csv")), tmp_path)
+    rank = ranks_of(tmp_path)["1"]
+    parent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, signal.SIGUSR1)
+    assert driver.wait(timeout=90) == 0
+    text = (tmp_path / "output.txt").read_text()
+    assert "its process was ended by signal 15" in text
+    assert "finished: val/acc" in text
+    (folder,) = tmp_path.glob("runs/*/")
+    starts = json.loads((folder / "about.json").read_text())["starts"]
+    assert [start["processes"] for start in starts] == [2, 2]
+    assert [row["epoch"] for row in history(folder)] == ["1", "2", "3", "4"]
