@@ -31,9 +31,17 @@ test: .venv/.installed-dev ## all tests but the slow ones
 test-all: .venv/.installed-dev ## all tests
 	@$(PY) -m pytest -n auto
 
-lint: .venv/.installed-dev ## ruff: mistakes and format
+lint: .venv/.installed-dev ## ruff: mistakes and format; known vulnerabilities, where the index tells
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
+	@mkdir -p .cache
+	@$(PY) -m pip_audit --progress-spinner off --no-deps --disable-pip -r requirements-dev.txt \
+	  > .cache/audit.txt 2>&1 || { \
+	  if grep -q "known vulnerabilit" .cache/audit.txt; then cat .cache/audit.txt; exit 1; fi; \
+	  echo "the index cannot be asked for known vulnerabilities: none was looked for"; exit 0; }
+	@awk '/known vulnerabilit/ { asked = 1; print } /could not be audited/ { unknown++ } END \
+	  { if (asked && unknown) print unknown " packages are not in the index'"'"'s list: not looked at" }' \
+	  .cache/audit.txt
 
 bench: .venv/.installed-bench ## speed against peers, 20 minutes; real data in DATA_DIR (default: data)
 	@$(PY) bench/loader.py --data_dir="$(DATA_DIR)"

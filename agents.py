@@ -29,7 +29,7 @@ from config import Config
 from ending import die_of, on_request
 from pool import cores
 from processes import ask_to_save, heads_below, in_session, kill_session
-from ranks import PROCESSES
+from ranks import GONE, PROCESSES
 from sweep_file import of_command
 
 AGAIN_AFTER_S = 1.0  # SIGUSR1, for a run that was begun in between
@@ -79,7 +79,7 @@ class Agent:
                 print(f"[{self.name}] {line}", end="", flush=True)
             if "About to run command: " in line:
                 output_dir, error = output_dir_in(line), "it printed none"
-            elif re.search(r"error", line, re.IGNORECASE):
+            elif re.search(r"error", line, re.IGNORECASE) and tells(line) >= tells(error):
                 error = line.strip()
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
             if ended:
@@ -117,6 +117,11 @@ class Agent:
         self.process.wait()
         self.reader.join(timeout=2)
         self.process = None  # its number may be another's from here on
+
+
+def tells(line: str) -> int:
+    """How much of a cause a line is: our own words more than those of torchrun about them."""
+    return line.startswith("error: ") + (line.startswith("error: ") and GONE not in line)
 
 
 def orphans(leader: int) -> list[int]:

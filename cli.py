@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID_WITHIN_S = 3.0
 
 
@@ -59,7 +60,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
-            flag = unknown.split()[0].split("=")[0]
+            flag = (unknown.split() or ["''"])[0].split("=")[0]
             message = f"unknown argument {flag}{did_you_mean(flag, self.flags())}"
         raise Mistake(f"{message} (`{self.prog} --help` lists everything)")
 
@@ -82,7 +83,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
             raise
         status = _say(f"{error.filename or 'writing'}: {error.strerror}", 1)
     sys.exit(status)

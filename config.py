@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import resolution
 import schedules
@@ -20,8 +20,12 @@ from cli import Mistake, Parser, did_you_mean, nearest
 from data import DATASETS, NORMALIZATIONS, SPLITS
 from model import INITS, check_name
 
+if TYPE_CHECKING:
+    import yaml
+
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SWITCH = ("auto", "true", "false")
+TEXT_MAX = 4096  # characters, as many as a path may have
 
 
 def _number(default: float, text: str, low: float, high: float, above: bool = False) -> Any:
@@ -171,14 +175,16 @@ def _checked(one: dataclasses.Field, value: Any) -> Any:
     """The value in the field's type and range; a Mistake that names both otherwise."""
     kind, about = one.type, one.metadata
     if about.get("choices") == SWITCH:
-        value = str(value).lower()  # YAML and sweeps make True of `true`
+        # YAML and sweeps make True of `true`.
+        value = (value if isinstance(value, str) else _shown(value)).lower()
     if kind is str:
-        if not isinstance(value, str) or not value:
-            raise Mistake(f"{one.name}={value!r} must be a text")
+        if not _is_line(value):
+            wanted = f"a text of one line, up to {TEXT_MAX} characters"
+            raise Mistake(f"{one.name}={_shown(value)} must be {wanted}")
         choices = about.get("choices")
         if choices and value not in choices:
             raise Mistake(
-                f"{one.name}={value!r} is not one of {', '.join(choices)}"
+                f"{one.name}={_shown(value)} is not one of {', '.join(choices)}"
                 + did_you_mean(value, choices)
             )
         return value
@@ -188,8 +194,23 @@ def _checked(one: dataclasses.Field, value: Any) -> Any:
     low, high = about["low"], about["high"]
     if not low <= number <= high or (about["above"] and number == low):
         bounds = f"above {low:g} and up to {high:g}" if about["above"] else f"{low:g} to {high:g}"
-        raise Mistake(f"{one.name}={value} is out of range: {bounds}")
+        raise Mistake(f"{one.name}={_shown(number)} is out of range: {bounds}")
     return number
+
+
+def _shown(value: Any) -> str:
+    """The value in a message: on one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write thousands of digits
+        text = "a huge number"
+    return text if len(text) <= 100 else f"{text[:80]}…"
+
+
+def _is_line(value: Any) -> bool:
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    return value.splitlines() == [value] and len(value) <= TEXT_MAX
 
 
 def _finite(name: str, kind: type, value: Any) -> int | float:
@@ -200,7 +221,7 @@ def _finite(name: str, kind: type, value: Any) -> int | float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise Mistake(f"{name}={value!r} must be {wanted}")
+        raise Mistake(f"{name}={_shown(value)} must be {wanted}")
     return int(number) if kind is int else number
 
 
@@ -210,7 +231,7 @@ def _boolean(name: str, value: Any) -> bool:
         return value
     if isinstance(value, str) and value.lower() in words:
         return words[value.lower()]
-    raise Mistake(f"{name}={value!r} must be true or false")
+    raise Mistake(f"{name}={_shown(value)} must be true or false")
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
@@ -224,7 +245,8 @@ def from_mapping(
     for key in values:
         if key not in FIELDS:
             where = f"{source}: " if source else ""
-            raise Mistake(f"{where}unknown key {key!r}{did_you_mean(str(key), FIELDS)}")
+            hint = did_you_mean(key, FIELDS) if isinstance(key, str) else ""
+            raise Mistake(f"{where}unknown key {_shown(key)}{hint}")
     return Config(**{**(base or {}), **values})
 
 
@@ -237,20 +259,40 @@ def read_recipe(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        odd = _first_odd(text)
+        values = None if odd else yaml.safe_load(text)
     except OSError as error:
         recipes = [one.stem for one in (Path(__file__).parent / "recipes").glob("*.yaml")]
         alike = nearest(path.stem, recipes)
         hint = f"; did you mean recipes/{alike[0]}.yaml?" if alike else ""
         raise Mistake(f"--config={path}: {error.strerror or error}{hint}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        at = f", line {line + 1}" if line is not None else ""
+    # No Unicode, a 13th month, a number of thousands of digits: errors that are not YAML's own.
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        at = _at(getattr(error, "problem_mark", None))
         raise Mistake(f"--config={path}{at}: this is no YAML") from error
     if not isinstance(values, dict):
-        raise Mistake(f"--config={path}: lines of `key: value` are needed")
+        raise Mistake(f"--config={path}{_at(odd)}: plain lines of `key: value` are needed")
     from_mapping(values, source=f"--config={path}")
     return values
+
+
+def _first_odd(text: str) -> "yaml.Mark | None":
+    """Where this YAML is more than one list of plain values: there it nests, or has an alias or a
+    tag. A few lines of those keep its reader busy for ever.
+    """
+    import yaml
+
+    collections = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        collections += isinstance(event, yaml.CollectionStartEvent)
+        if collections > 1 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            return event.start_mark
+    return None
+
+
+def _at(mark: "yaml.Mark | None") -> str:
+    return f", line {mark.line + 1}" if mark else ""
 
 
 def add_arguments(parser: Parser) -> None:

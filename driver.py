@@ -5,7 +5,6 @@ epoch. Ctrl-C, SIGTERM and SIGHUP save all trials; the same call goes on with th
 also on several machines, may work on one study.
 """
 
-import errno
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import hyperband
-from cli import Mistake
+from cli import DISK_FULL, Mistake
 from collection import read_summary
 from ending import on_request
 from ranks import PROCESSES
 from run_folder import is_in_use
 from study import ENDS, End, Study
-from trial import Job, Trial, last_lines
+from trial import Job, Trial, last_lines, signal_by_torchrun
 
 if TYPE_CHECKING:
     from standings import Board
@@ -150,7 +149,7 @@ class Driver:
         try:
             slot.trial = Trial(job, self.study.sweep, self.study.trials, env)
         except OSError as error:  # the command's first word
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in DISK_FULL:
                 raise
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
 
@@ -180,8 +179,8 @@ class Driver:
         trial, slot.trial, slot.kill_at = slot.trial, None, None
         state = read_summary(slot.job.run).get("state")
         died_of = status - 128 if 128 < status <= 128 + signal.NSIG else None
-        if status and PROCESSES in slot.env:  # torchrun has one status for all ends
-            died_of = {"preempted": signal.SIGTERM, "interrupted": signal.SIGINT}.get(state)
+        if status == 1 and PROCESSES in slot.env:
+            died_of = signal_by_torchrun(trial.log, trial.begins_at)
         if trial.asked_to_stop:
             self.close(slot, "finished" if state == "finished" else "stopped")
         elif status == 0 and state in ENDS:

@@ -6,7 +6,6 @@ interrupt  Ctrl-C: go on later; a shell sees 130
 """
 
 import contextlib
-import errno
 import os
 import signal
 import time
@@ -15,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from cli import Failure
+from cli import DISK_FULL, Failure, Mistake
 from processes import parents
-from ranks import ALONE, Ranks, lost
+from ranks import ALONE, Ranks, of_group
 
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
@@ -43,7 +42,7 @@ class Ending:
         self.request: str | None = None
         self._term_at: float | None = None
         self._ranks = ranks
-        self._parents = parents(2 if ranks.several else 1)
+        self._parents = parents(2 if ranks.launched else 1)
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
@@ -58,7 +57,7 @@ class Ending:
     def check(self) -> None:
         if self.request is None and self._term_at is not None:
             self._decide_term()
-        if self._ranks.several and os.getppid() != self._parents[0]:
+        if self._ranks.launched and os.getppid() != self._parents[0]:
             self.ask("preempt")
         if self.request is not None:
             raise Ended(self.request)
@@ -151,12 +150,14 @@ def _forget_workers() -> None:
 
 def as_failure(error: Exception, run: Path) -> Exception:
     """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
-    if isinstance(error, Failure):
+    if isinstance(error, Failure | Mistake):
         return error
-    if isinstance(error, RuntimeError) and lost(error):  # in the middle of a step
-        return lost(error)
+    if isinstance(error, RuntimeError) and of_group(error):  # in the middle of a step
+        return of_group(error)
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return Failure(f"{run}: disk full; make room and run the same command again to go on")
+    if isinstance(error, OSError) and error.filename:
+        return Failure(f"{error.filename}: {error.strerror}")
     return error

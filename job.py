@@ -32,14 +32,13 @@ def import_libraries() -> None:
 
 
 class Job:
-    """A run between its checks and its end: what is trained, on what, and what came out so far."""
-
-    def __init__(self, config: Config, data: "Data", ranks: Ranks):
+    def __init__(self, config: Config, data: "Data", ranks: Ranks, run_id: str):
         from learner import Learner
         from loader import train_loader, val_loader
 
         augmentation = config.augmentation(data.images.shape[1])
         self.config, self.data, self.ranks = config, data, ranks
+        self.path = Path(config.output_dir) / run_id
         self.train_loader = train_loader(
             data, augmentation, config.batch_size, config.seed, config.workers, ranks
         )
@@ -190,11 +189,11 @@ def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> J
 
     if config:
         check_output_dir(Path(config.output_dir))
-    config = ranks.share(config)
+    config, run_id = ranks.share((config, run_id))
     with ranks.first_of_machine():  # it decodes the images, where nobody has done so yet
         data = load_data(config, meanwhile=import_libraries)
     import_libraries()  # where few files left no while
-    job = Job(config, data, ranks)
+    job = Job(config, data, ranks, run_id)
     folder = RunFolder(Path(config.output_dir), run_id) if ranks.first else None
     try:
         job.open(folder)

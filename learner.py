@@ -20,7 +20,7 @@ import resolution
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
-from ranks import ALONE, Ranks
+from ranks import ALONE, Ranks, together
 from schedules import Schedule, create_schedule
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ class Learner:
     def _parallel(self) -> DistributedDataParallel:
         # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices)
+        on_cpu = self.device.type == "cpu"
+        devices = None if on_cpu else [self.device.index]
+        with together():
+            # Synchronised norms, as on GPUs, have the same statistics everywhere.
+            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=on_cpu)
 
     def _compile(self, total_steps: int) -> Callable | None:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
@@ -107,7 +110,10 @@ class Learner:
         """
         batch = batch.to(self.device)
         images, count = batch.images, len(batch.labels)
-        if not count:  # of a last batch: the others wait for our gradients, which are zero
+        few = self.ranks.several and batch.whole < 2 * self.ranks.world
+        if few:  # for statistics of a part's own; all processes know it alike
+            models.freeze_norms(self.model)
+        if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
         whole = self.compiled is not None and count == self.part
         forward = self.compiled if whole else self.trained
@@ -116,6 +122,8 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if few:
+            self.trained.train()
         if self.average:
             self.average.update_parameters(self.model)
         self.schedule.step_batch()
@@ -197,6 +205,9 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         )
     if ranks.several and name not in ("cuda", "cpu"):
         raise Mistake(f"device={name}: several processes need --device=cuda, one each, or cpu")
+    if ranks.several and name == "cuda" and ranks.local_world > torch.cuda.device_count():
+        have = f"{ranks.local_world} processes and {torch.cuda.device_count()} GPUs"
+        raise Mistake(f"device=cuda: this machine has {have}; use --nproc_per_node=gpu")
     try:
         device = torch.device(name)
         if ranks.several and name == "cuda":

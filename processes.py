@@ -74,6 +74,8 @@ def parents(generations: int) -> list[int]:
 
 
 def kill_session(leader: int) -> None:
-    for pid in in_session(leader):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    """Also the sessions that its processes have begun, as torchrun does."""
+    for head in [leader, *heads_below(leader)]:
+        for pid in in_session(head):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -2,15 +2,17 @@
 
 Every process has the same config and the same data and takes its part of each batch. The first one
 alone has the run's folder, W&B's run and the user's ear. Gradients are averaged by torch's DDP (by
-NCCL on GPUs); everything else goes through gloo, so that no GPU is waited for.
+NCCL on GPUs); what is here goes through gloo on the CPU, where the end of another process is seen
+at once, whatever a GPU is waiting for.
 
-Without torchrun there is one process, and every method here does nothing at all.
+Where there is one process, nothing here does anything.
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from typing import Any
@@ -24,8 +26,11 @@ REQUESTS = (None, "stop", "interrupt", "preempt")  # where processes differ, the
 FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
+GONE = "another process of this run has ended"
+
+
 class Lost(Failure):
-    """Another process of this run has ended. Why, it has said itself."""
+    """Why it has ended, the other process has said itself."""
 
     said_by_all = True
 
@@ -35,12 +40,15 @@ class Ranks:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    local_world: int = 1
+    launched: bool = False  # by torchrun
 
     @classmethod
     def of_environment(cls) -> "Ranks":
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return cls()
-        return cls(*(int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+        keys = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[key]) for key in keys), launched=True)
 
     @property
     def first(self) -> bool:
@@ -63,7 +71,7 @@ class Ranks:
         import torch.distributed as dist
 
         cuda = torch.cuda.is_available()
-        with _together():
+        with together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 
     def leave(self) -> None:
@@ -79,7 +87,7 @@ class Ranks:
         import torch.distributed as dist
 
         box = [value if self.first else None]
-        with _together():
+        with together():
             dist.broadcast_object_list(box)
         return box[0]
 
@@ -88,9 +96,18 @@ class Ranks:
         if self.several:
             import torch.distributed as dist
 
-            with _together():
+            with together():
                 for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+                    values = tensor.cpu()
+                    dist.broadcast(values, 0)
+                    tensor.copy_(values)
+
+    def outlast_first(self) -> None:
+        """Wait until the first process has ended: torchrun ends all with the first one that ends by
+        an error, and that one has the run to end.
+        """
+        with suppress(Lost):
+            self.share(None)
 
     def gather(self, value: Any) -> list[Any]:
         """What each process has, at every one."""
@@ -99,7 +116,7 @@ class Ranks:
         import torch.distributed as dist
 
         box = [None] * self.world
-        with _together():
+        with together():
             dist.all_gather_object(box, value)
         return box
 
@@ -129,7 +146,7 @@ class Ranks:
         import torch.distributed as dist
 
         numbers = torch.tensor(rows, dtype=torch.float64)
-        with _together():
+        with together():
             dist.all_reduce(numbers, getattr(dist.ReduceOp, how))
         return numbers.tolist()
 
@@ -147,19 +164,25 @@ ALONE = Ranks()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
+    """For what all processes do: where one of them has gone, it fails in one line."""
     try:
         yield
     except RuntimeError as error:
-        raise lost(error) or error from error
+        failure = of_group(error)
+        if failure is None:
+            raise
+        raise failure from error
 
 
-def lost(error: Exception) -> Lost | None:
-    """What gloo and NCCL raise where another process has gone."""
+def of_group(error: Exception) -> Failure | None:
+    """What gloo, NCCL and the rendezvous raise, in our words."""
     text = str(error)
-    if type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text:
-        return Lost(f"another process of this run has ended ({text.strip().splitlines()[-1]})")
-    return None
+    if not (type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text):
+        return None
+    if re.search(r"(closed|reset) by (remote )?peer|broken pipe|remote process", text, re.I):
+        return Lost(GONE)
+    return Failure(f"the processes of this run do not reach each other: {text.splitlines()[0]}")
 
 
 def start_processes(script: str, arguments: list[str]) -> None:

@@ -40,7 +40,7 @@ class Record:
 
     def _last(self) -> dict[str, Any] | None:
         path = self.folder.path / "last.pt"
-        if not path.is_file():
+        if not path.exists():
             return None
         keys = (*checkpoint.KEYS, "average", "optimizer", "schedule", "history", "best")
         state = checkpoint.load(path, keys, "cpu")

@@ -5,12 +5,14 @@ the training goes on. The numbers are also in `history.csv`, so nothing is lost.
 """
 
 import io
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cli import DISK_FULL
 from config import Config, to_dict
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 PROJECT = "tinysweep"
 INIT_TIMEOUT_S = 60
+FINISH_TIMEOUT_S = 600  # 45 MB at 1 Mbit/s need 6 minutes; the client itself tries for a week
 TRIES, PAUSE_S = 4, 10.0  # of an artifact that the client refused, a minute in all
 # To the config that W&B shows.
 ADDED = ("split_fingerprint", "parameters", "training_images", "validation_images")
@@ -41,6 +44,8 @@ def import_client() -> None:
     import wandb.apis.public
 
     assert wandb.apis.public
+    # On a full disk Python would print a page for each line of the client's own log.
+    logging.raiseExceptions = False
 
 
 def in_sweep() -> bool:
@@ -62,12 +67,14 @@ class Tracker:
 
         self._wandb = wandb
         self.pictures, self.picture_bytes = 0, 0  # files handed over, their size
-        places = {
+        wanted = {
+            "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT_S),
+            "WANDB_FINISH_TIMEOUT_RAISES": "true",
             "WANDB_DIR": str(folder.resolve()),
             # Here the client stages what a table holds, and never cleans up: so not at home.
             "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "staging"),
         }
-        self.environment = {k: path for k, path in places.items() if k not in os.environ}
+        self.environment = {k: v for k, v in wanted.items() if k not in os.environ}
         os.environ.update(self.environment)
         name = f"lr{config.max_lr:g}-aug{config.aug_strength:g}" if job_type == "train" else run_id
         about = {"id": run_id, "name": name, "job_type": job_type, "config": to_dict(config)}
@@ -187,7 +194,11 @@ class Tracker:
         self._safely("mark_preempting", self.run.mark_preempting)
 
     def finish(self, exit_code: int) -> None:
-        self._safely("finish", self.run.finish, exit_code=exit_code)
+        folder = Path(self.run.dir).parent
+        error = self._safely("finish", self.run.finish, exit_code=exit_code)
+        if isinstance(error, TimeoutError):
+            call = f"wandb sync --include-online {folder}"
+            print(f"W&B: not all of this run has arrived; hand over the rest with `{call}`")
         for key in self.environment:
             os.environ.pop(key, None)
 
@@ -195,20 +206,21 @@ class Tracker:
         self.pictures += 1
         self.picture_bytes += size
 
-    def _safely(self, what: str, call: Callable, *arguments: Any, **named: Any) -> bool:
+    def _safely(self, what: str, call: Callable, *arguments: Any, **named: Any) -> Exception | None:
+        """What it has raised, if anything."""
         try:
             call(*arguments, **named)
-            return True
+            return None
         # Whatever it is: a tracker that fails must not cost hours of training; the line tells.
         except Exception as error:
             print(
                 f"W&B: {what} failed, the run goes on ({type(error).__name__}: {error})", flush=True
             )
-            return False
+            return error
 
     def _surely(self, what: str, call: Callable[[], None], check: Callable[[], None]) -> None:
         """For artifacts: where the server is away at the first one of a process, the client raises
-        and forgets it. `check` may end the wait.
+        and forgets it. `check` may end the wait. (A full disk is not waited for.)
         """
         for again in range(TRIES):
             if again:
@@ -217,5 +229,6 @@ class Tracker:
                 while time.monotonic() < until:
                     check()
                     time.sleep(0.1)
-            if self._safely(what, call):
+            error = self._safely(what, call)
+            if error is None or getattr(error, "errno", None) in DISK_FULL:
                 return

@@ -58,11 +58,11 @@ def train_one_epoch(
             waited += seconds
             lr = learner.lr
             loss, right = learner.train_step(batch)
+            after_step(lr)  # where another process has gone it is seen here, and no GPU waited for
             tally.add(loss, right, len(batch.labels), lr)
             if tally.seen:
                 loss, acc = f"{tally.mean_loss:.3f}", f"{tally.acc:.3f}"
                 bar.set_postfix(loss=loss, acc=acc, lr=f"{lr:.3g}", refresh=False)
-            after_step(lr)
     tally.look()
     seconds = time.perf_counter() - start
     return {
@@ -133,8 +133,8 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
+    ranks.join()  # until then a signal ends it as any program, with nothing begun
     ending.listen()
-    ranks.join()
     if not ranks.first:
         return help_out(ranks, ending)
     run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
@@ -152,10 +152,12 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
             raise
     try:
         job = prepare(config, ranks, run_id)
-    except (Mistake, Failure) as problem:
+        if job.folder.state() != "finished":
+            job.begin()
+    except (Mistake, Failure, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
-        raise
+        raise as_failure(problem, Path(config.output_dir) / run_id) from problem
     if ranks.share(job.folder.state() == "finished"):
         print(f"{job.folder.path} is finished: nothing to do")
         summary = job.folder.read_summary()
@@ -163,7 +165,6 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         if tracker:
             tracker.finish(exit_code=0)
         return summary
-    job.begin()
     tracker = tracker or start_tracker()
     return carry_out(job, tracker, ending)
 
@@ -186,14 +187,22 @@ def carry_out(job: "Job", tracker: "Tracker", ending: Ending) -> dict[str, Any]:
     except (MemoryError, RuntimeError, OSError) as error:
         raise as_failure(error, job.folder.path) from error
     finally:
-        summary = job.record.summary(state)
-        try:
-            job.folder.write_summary(summary)
-        finally:
-            tracker.summarize({k: v for k, v in summary.items() if k != "run_id"})
-            tracker.finish(code)
-            job.folder.close()
+        summary = write_down_the_end(job, tracker, state, code)
     print(f"{state}: {job.folder.path}", flush=True)
+    return summary
+
+
+def write_down_the_end(job: "Job", tracker: "Tracker", state: str, code: int) -> dict[str, Any]:
+    summary = job.record.summary(state)
+    try:
+        job.folder.write_summary(summary)
+    except OSError as error:
+        if state != "failed":  # what has failed is on its way to the user
+            raise as_failure(error, job.folder.path) from error
+    finally:
+        tracker.summarize({k: v for k, v in summary.items() if k != "run_id"})
+        tracker.finish(code)
+        job.folder.close()
     return summary
 
 
@@ -211,7 +220,10 @@ def help_out(ranks: Ranks, ending: Ending) -> dict[str, Any]:
     except Ended:
         pass  # by a signal, if at all, the first one dies: it has more to do until then
     except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, Path(job.config.output_dir)) from error
+        failure = as_failure(error, job.path)
+        if isinstance(failure, Failure) and failure.said_by_all:
+            ranks.outlast_first()
+        raise failure from error
     return {}
 
 

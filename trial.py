@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from processes import ask_to_save, dies_with_us, heads_below, kill_session
+from ranks import GONE
 from run_folder import writing
 
 DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
@@ -100,8 +101,8 @@ class Trial:
             ask_to_save(*heads_below(self.process.pid), self.process.pid)
 
     def kill(self) -> None:
+        kill_session(self.process.pid)  # first: it finds them by their parents
         self._send(signal.SIGKILL)
-        kill_session(self.process.pid)
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -116,4 +117,12 @@ def last_lines(log: Path, begins_at: int = 0) -> list[str]:
         return []
     told = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in told if re.match(r"error: |[\w.]*(Error|Exception)\b.*: ", line)]
-    return errors[-1:] or told[-ERROR_LINES:]
+    causes = [line for line in errors if GONE not in line]
+    return causes[-1:] or errors[-1:] or told[-ERROR_LINES:]
+
+
+def signal_by_torchrun(log: Path, begins_at: int) -> int | None:
+    """Of what signal a run of several processes has died; torchrun's own status is 1 for all."""
+    text = log.read_bytes()[begins_at:].decode(errors="replace")
+    found = re.findall(r"Signal (\d+) \(SIG\w+\) received by PID|got signal: (\d+)", text)
+    return int("".join(found[-1])) if found else None

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest_plugins = ["ledger"]
+
 # The tests take all cores by themselves; threads of each would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -25,6 +25,39 @@ TIMES = ("time/images_per_s", "time/epoch_s", "time/loader_wait")
 
 # A run that stands still where it is to be signalled, and says so by a file.
 PAUSES = {
+    "loading": """
+import pathlib, record, time
+real_load = record.load_data
+def slow(*arguments, **named):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(1)
+    return real_load(*arguments, **named)
+record.load_data = slow
+""",
+    "checkpoint": """
+import checkpoint, io, pathlib, time
+real_save = checkpoint.save
+def slow(state, file):
+    whole = io.BytesIO()
+    real_save(state, whole)
+    half = len(whole.getvalue()) // 2
+    file.write(whole.getvalue()[:half])
+    file.flush()
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(0.5)
+    file.write(whole.getvalue()[half:])
+checkpoint.save = slow
+""",
+    "finish": """
+import pathlib, time, tracking
+real_finish = tracking.Tracker.finish
+def slow(self, exit_code):
+    (pathlib.Path(os.environ["HOME"]) / "here").touch()
+    time.sleep(0.5)
+    real_finish(self, exit_code)
+    time.sleep(0.5)
+tracking.Tracker.finish = slow
+""",
     "training": """
 import learner, pathlib, time
 real = learner.Learner.train_step

@@ -90,6 +90,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(data_dir):
     assert sum("waiting for another process" in error for error in errors) == 2
 
 
+@pytest.mark.fault("cache: builder killed")
 def test_a_killed_builder_leaves_nothing_that_is_used(data_dir):
     die = (
         "import data, os, signal\n"
@@ -106,6 +107,7 @@ def test_a_killed_builder_leaves_nothing_that_is_used(data_dir):
     assert not cache_folder(data_dir).name.endswith(".unfinished")
 
 
+@pytest.mark.fault("cache: builder killed")
 def test_workers_die_with_a_killed_builder(tmp_path):
     program = (
         "import pool, time, sys\n"
@@ -128,6 +130,7 @@ def test_workers_die_with_a_killed_builder(tmp_path):
 
 @pytest.mark.parametrize("name", ["images.npy", "index.npz"])
 @pytest.mark.parametrize("damage", ["truncated", "gone", "empty"])
+@pytest.mark.fault("cache: damaged")
 def test_a_damaged_cache_is_built_again(data_dir, capsys, name, damage):
     _, old = data.get("tiny-imagenet", data_dir)
     expected = np.array(old.images)
@@ -142,6 +145,7 @@ def test_a_damaged_cache_is_built_again(data_dir, capsys, name, damage):
 
 
 @pytest.mark.parametrize("call", ["posix_fallocate", "fsync"])
+@pytest.mark.fault("cache: disk full or not to be written")
 def test_a_full_disk_is_one_line_and_leaves_nothing(data_dir, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -152,6 +156,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(data_dir, monkeypatch, call)
     assert all_files(data_dir / ".cache") == ["tiny-imagenet.lock"]
 
 
+@pytest.mark.fault("cache: disk full or not to be written")
 def test_a_really_full_disk(data_dir, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -171,6 +176,7 @@ def test_a_really_full_disk(data_dir, tmp_path):
         subprocess.run(["umount", small], check=True)
 
 
+@pytest.mark.fault("cache: disk full or not to be written")
 def test_a_folder_that_cannot_be_written(data_dir, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")

@@ -89,11 +89,22 @@ def test_precedence(tmp_path):
 
 BAD_RECIPES = {
     "missing": (None, ["nowhere.yaml", "No such file"]),
-    "no yaml": ("max_lr: [1\nx: }", ["recipe.yaml, line", "no YAML"]),
+    "no yaml": ('max_lr: "1\nx: }', ["recipe.yaml, line", "no YAML"]),
     "a list": ("- 1\n- 2\n", ["recipe.yaml", "key: value"]),
     "unknown key": ("max_lrr: 0.1\n", ["recipe.yaml", "'max_lrr'", "did you mean 'max_lr'"]),
     "out of range": ("epochs: 0\n", ["epochs=0", "1 to 10000"]),
     "binary": (b"\xff\xfe\x00", ["recipe.yaml", "no YAML"]),
+    "nested": ("epochs: 3\nmax_lr: [1\nx: }", ["recipe.yaml, line 2", "key: value"]),
+    "nested deeply": ("[" * 100_000, ["recipe.yaml, line 1", "key: value"]),
+    "an alias": ("&all\nmax_lr: *all\n", ["recipe.yaml, line 2", "key: value"]),
+    "merged into itself": ("&all\n" + "<<: *all\n" * 99, ["recipe.yaml, line 2", "key: value"]),
+    "a tag": ("epochs: !!int ''\n", ["recipe.yaml, line 1", "key: value"]),
+    "a 13th month": ("epochs: 2024-13-45\n", ["recipe.yaml", "no YAML"]),
+    "a number base 60 without end": (f"epochs: {'1:' * 400}1.5\n", ["recipe.yaml", "no YAML"]),
+    "too many digits": (f"epochs: {'9' * 5000}\n", ["recipe.yaml", "no YAML"]),
+    "too many digits in base 16": (f"epochs: 0x{'f' * 5000}\n", ["epochs=", "whole number"]),
+    "a switch of as many": (f"amp: 0x{'f' * 5000}\n", ["amp=", "not one of auto, true, false"]),
+    "a key of as many": (f"? 0x{'f' * 5000}\n: 1\n", ["recipe.yaml", "unknown key"]),
 }
 
 
@@ -107,6 +118,31 @@ def test_bad_recipe(tmp_path, bad):
         parse(f"--config={path}")
     for word in words:
         assert word in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+LONG = {  # that would fill the screen, take for ever or raise what is no Mistake
+    "lines": ("model", "a\nb\nc"),
+    "a NUL": ("data_dir", "a\0b"),
+    "a long path": ("output_dir", "x" * 5000),
+    "a long text": ("max_lr", "x" * 1_000_000),
+    "lines around a number": ("epochs", "\n0\n"),
+    "many digits": ("seed", 10**5000),
+    "many digits, inside": ("flip", [10**5000]),
+    "many pixels": ("resolution_schedule", "9" * 5000 + ":0.5"),
+    "a long share": ("resolution_schedule", "8:" + "9" * 100_000 + "x"),
+    "a long key": ("x" * 5000, 1),
+    "a key of many digits": (10**5000, 1),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_long_value_is_refused_in_a_short_line(case):
+    name, value = LONG[case]
+    with pytest.raises(Mistake) as mistake:
+        from_mapping({name: value})
+    assert "\n" not in str(mistake.value)
+    assert len(str(mistake.value)) < 200
 
 
 MISTAKES = {

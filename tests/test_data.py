@@ -81,6 +81,7 @@ BAD_IMAGES = {  # how an image is spoilt: what check and training say of it
 }
 
 
+@pytest.mark.fault("data: a bad image")
 @pytest.mark.parametrize("bad", BAD_IMAGES)
 def test_a_bad_image(data_dir, tree, bad):
     spoil, text, counted = BAD_IMAGES[bad]
@@ -135,6 +136,7 @@ BAD_TREES = {
 
 @pytest.mark.parametrize("bad", BAD_TREES)
 @pytest.mark.parametrize("command", ["check", "show"])
+@pytest.mark.fault("data: classes, files or annotations that are missing or broken")
 def test_a_bad_tree(data_dir, tree, bad, command):
     spoil, words = BAD_TREES[bad]
     spoil(tree)

@@ -153,6 +153,7 @@ def test_already_there_asks_nobody(server, data_dir, capsys):
     assert out.count("\n") == 1 and "already there" in out and "python data.py check" in out
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_cut_connection_goes_on_in_the_same_run(server, data_dir):
     server.plans = [{"cut": 70_000}, {"cut": 1_000}, {"status": 503}]
     fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
@@ -161,6 +162,16 @@ def test_cut_connection_goes_on_in_the_same_run(server, data_dir):
     assert server.served == len(ZIP)  # not one byte twice
 
 
+@pytest.mark.fault("fetch: download cut")
+@pytest.mark.parametrize("tenth", range(10))
+def test_cut_at_every_tenth(server, data_dir, tenth):
+    server.plans = [{"cut": len(ZIP) * tenth // 10}]
+    fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
+    assert_whole(data_dir)
+    assert server.served == len(ZIP)
+
+
+@pytest.mark.fault("fetch: download cut")
 def test_more_cuts_than_tries_are_fine_while_something_comes(server, data_dir):
     server.always = {"cut": len(ZIP) // 8}
     fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
@@ -168,6 +179,7 @@ def test_more_cuts_than_tries_are_fine_while_something_comes(server, data_dir):
     assert len(server.ranges) > fetch.TRIES and server.served == len(ZIP)
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_cut_for_ever_keeps_the_part_for_the_next_run(server, data_dir):
     server.plans = [{"cut": 50_000}]
     server.always = {"cut": 0}
@@ -184,6 +196,7 @@ def test_cut_for_ever_keeps_the_part_for_the_next_run(server, data_dir):
     assert server.served - before == len(ZIP) - 50_000
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_server_without_ranges_starts_over(server, data_dir):
     server.plans = [{"ranges": False, "cut": 90_000}]
     server.always = {"ranges": False}
@@ -192,6 +205,7 @@ def test_server_without_ranges_starts_over(server, data_dir):
     assert server.ranges == [None, "bytes=90000-"] and server.served == 90_000 + len(ZIP)
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_server_without_ranges_that_always_cuts_is_given_up(server, data_dir):
     # Now a little further than the time before, now not: never further than the first time.
     server.plans = [{"ranges": False, "cut": cut} for cut in [20_000, 10_000] * 10]
@@ -200,6 +214,7 @@ def test_server_without_ranges_that_always_cuts_is_given_up(server, data_dir):
     assert len(server.ranges) == 1 + fetch.TRIES
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_part_of_another_file_never_gets_mixed_in(server, data_dir):
     data_dir.mkdir()
     part(data_dir).write_bytes(bytes(1_000))
@@ -212,6 +227,7 @@ def test_part_of_another_file_never_gets_mixed_in(server, data_dir):
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_part_longer_than_the_file_is_replaced(server, data_dir):
     data_dir.mkdir()
     part(data_dir).write_bytes(bytes(len(ZIP) + 5))
@@ -230,6 +246,7 @@ def test_whole_part_is_not_fetched_again(server, data_dir, md5, requests):
     assert server.ranges == requests and server.served == 0
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_another_range_than_asked_is_not_appended(server, data_dir):
     server.plans = [{"cut": 10_000}, {"shift": 7}]
     fetch.fetch_tiny_imagenet(data_dir, server.url, md5=None)
@@ -237,6 +254,7 @@ def test_another_range_than_asked_is_not_appended(server, data_dir):
     assert server.ranges == [None, "bytes=10000-", None]
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_wrong_md5_leaves_nothing(server, data_dir):
     with pytest.raises(Mistake) as info:
         fetch.fetch_tiny_imagenet(data_dir, server.url, md5="0" * 32)
@@ -246,6 +264,7 @@ def test_wrong_md5_leaves_nothing(server, data_dir):
 
 
 @pytest.mark.parametrize("length", [True, False])
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_wrong_size_of_the_official_archive(server, data_dir, monkeypatch, length):
     monkeypatch.setattr(fetch, "OFFICIAL_BYTES", len(ZIP) + 1)
     server.always = {"length": length}
@@ -255,6 +274,7 @@ def test_wrong_size_of_the_official_archive(server, data_dir, monkeypatch, lengt
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_a_page_of_another_size_does_not_overwrite_a_good_beginning(server, data_dir, monkeypatch):
     monkeypatch.setattr(fetch, "OFFICIAL_BYTES", len(ZIP))
     monkeypatch.setattr(fetch, "OFFICIAL_MD5", MD5)
@@ -270,6 +290,7 @@ def test_a_page_of_another_size_does_not_overwrite_a_good_beginning(server, data
 
 
 @pytest.mark.parametrize("code", [403, 404, 410])
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_client_errors_are_final(server, data_dir, code):
     server.always = {"status": code}
     with pytest.raises(Mistake) as info:
@@ -280,6 +301,7 @@ def test_client_errors_are_final(server, data_dir, code):
 
 
 @pytest.mark.parametrize("code", [408, 429, 500, 503])
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_passing_errors_are_tried_again(server, data_dir, code):
     server.plans = [{"status": code}] * (fetch.TRIES - 1)
     fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
@@ -290,6 +312,7 @@ def test_passing_errors_are_tried_again(server, data_dir, code):
     one_line(info)
 
 
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_stalled_connection_goes_on(server, data_dir):
     server.plans = [{"cut": 40_000, "hang": True}]
     start = time.monotonic()
@@ -299,6 +322,7 @@ def test_stalled_connection_goes_on(server, data_dir):
     assert server.ranges == [None, "bytes=40000-"]
 
 
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_connection_kept_open_after_the_last_byte(server, data_dir):
     server.always = {"hang": True}
     fetch.fetch_tiny_imagenet(data_dir, server.url, md5=MD5)
@@ -316,6 +340,7 @@ def test_pauses_grow(server, data_dir, monkeypatch):
     assert pauses == [2, 4, 8, 16]
 
 
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_nobody_listens(server, data_dir):
     server.shutdown()
     server.server_close()
@@ -324,6 +349,7 @@ def test_nobody_listens(server, data_dir):
     assert server.url in one_line(info)
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_ctrl_c_keeps_the_part(server, data_dir, monkeypatch):
     def interrupted(seconds):
         raise KeyboardInterrupt
@@ -359,6 +385,7 @@ def test_addresses_that_are_none(data_dir, url):
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "gopher://127.0.0.1/"])
+@pytest.mark.fault("fetch: server refuses, stalls or is gone")
 def test_redirects_leave_http_no_more_than_addresses_do(server, data_dir, location):
     server.always = {"location": location}
     with pytest.raises(Mistake, match="302"):
@@ -400,6 +427,7 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+@pytest.mark.fault("fetch: disk full")
 def test_full_disk_while_downloading_is_no_broken_connection(server, data_dir, monkeypatch):
     real = Path.open
 
@@ -416,6 +444,7 @@ def test_full_disk_while_downloading_is_no_broken_connection(server, data_dir, m
     assert len(server.ranges) == 1 and left(data_dir) == []
 
 
+@pytest.mark.fault("fetch: disk full")
 def test_full_disk_while_unpacking_leaves_only_the_archive(server, data_dir, monkeypatch):
     real, calls = shutil.copyfileobj, []
 
@@ -435,6 +464,7 @@ def test_full_disk_while_unpacking_leaves_only_the_archive(server, data_dir, mon
 
 
 @pytest.mark.parametrize("free", [len(ZIP) - 1, len(ZIP)])
+@pytest.mark.fault("fetch: disk full")
 def test_too_little_room_is_seen_beforehand(server, data_dir, monkeypatch, free):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage._replace(free=free))
@@ -478,6 +508,7 @@ def test_local_zip_without_the_top_folder(tmp_path, data_dir):
     assert_whole(data_dir)
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_local_zip_of_another_md5(tmp_path, data_dir):
     with pytest.raises(Mistake) as info:
         unpack(tmp_path, data_dir, ZIP, "0" * 32)
@@ -520,6 +551,7 @@ HOSTILE = {
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.fault("archive: hostile or damaged")
 def test_hostile_members_are_refused(tmp_path, data_dir, case):
     info, named = HOSTILE[case]
     with pytest.raises(Mistake) as raised:
@@ -536,18 +568,21 @@ def patched(content: bytes, name: str, at: int, value: bytes) -> bytes:
     return content[:start] + value + content[start + len(value) :]
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_encrypted_member(tmp_path, data_dir):
     with pytest.raises(Mistake, match="words.txt.*encrypted"):
         unpack(tmp_path, data_dir, patched(ZIP, f"{NAME}/words.txt", 8, b"\1\0"))
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_name_with_a_zero_byte(tmp_path, data_dir):
     with pytest.raises(Mistake, match="or none at all"):
         unpack(tmp_path, data_dir, ZIP.replace(b"/words.txt", b"/words\0txt"))
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_unusual_compression(tmp_path, data_dir):
     info = member(f"{NAME}/odd.txt")
     info.compress_type = zipfile.ZIP_BZIP2
@@ -557,6 +592,7 @@ def test_unusual_compression(tmp_path, data_dir):
 
 
 @pytest.mark.parametrize("where", ["first", "last"])  # the member's own header, the directory's
+@pytest.mark.fault("archive: hostile or damaged")
 def test_name_that_is_no_utf8(tmp_path, data_dir, where):
     content = bytearray(make_zip(FILES, extra=[(member(f"{NAME}/\xfc.txt"), b"x")]))
     at = (content.index if where == "first" else content.rindex)("\xfc".encode())
@@ -566,6 +602,7 @@ def test_name_that_is_no_utf8(tmp_path, data_dir, where):
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_member_beyond_the_end(tmp_path, data_dir):
     """Its place in 64 bits, which no file can reach."""
     info = member(f"{NAME}/far.txt")
@@ -577,6 +614,7 @@ def test_member_beyond_the_end(tmp_path, data_dir):
 
 
 @pytest.mark.parametrize("size", [3, 9, 1 << 20])  # words.txt has 8
+@pytest.mark.fault("archive: hostile or damaged")
 def test_member_that_lies_about_its_size(tmp_path, data_dir, size):
     name = f"{NAME}/words.txt"
     lie = patched(ZIP, name, 24, size.to_bytes(4, "little"))
@@ -585,6 +623,7 @@ def test_member_that_lies_about_its_size(tmp_path, data_dir, size):
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_member_is_never_written_beyond_its_declared_size(tmp_path, data_dir):
     """A megabyte that says it is 3 bytes, with the checksum of those 3: no more than 3 come out."""
     content = make_zip(FILES | {"words.txt": b"abc" + bytes(1 << 20)})
@@ -595,12 +634,14 @@ def test_member_is_never_written_beyond_its_declared_size(tmp_path, data_dir):
     assert (data_dir / NAME / "words.txt").read_bytes() == b"abc"
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_bomb_by_ratio(tmp_path, data_dir):
     with pytest.raises(Mistake, match="unpacks to 20,"):
         unpack(tmp_path, data_dir, make_zip({"wnids.txt": b"n01\n", "bomb": bytes(20_000_000)}))
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_bomb_by_size(tmp_path, data_dir, monkeypatch):
     total = sum(map(len, FILES.values()))
     monkeypatch.setattr(fetch, "MAX_UNPACKED_BYTES", total - 1)
@@ -615,18 +656,21 @@ def test_bomb_by_size(tmp_path, data_dir, monkeypatch):
     "content",
     [b"", b"<html>", ZIP[: len(ZIP) // 2], ZIP[:-30], ZIP[-3000:]],
 )
+@pytest.mark.fault("archive: hostile or damaged")
 def test_not_a_whole_zip(tmp_path, data_dir, content):
     with pytest.raises(Mistake, match=r"local\.zip: "):
         unpack(tmp_path, data_dir, content)
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_not_tiny_imagenet(tmp_path, data_dir):
     with pytest.raises(Mistake, match="not Tiny ImageNet"):
         unpack(tmp_path, data_dir, make_zip({"classes.txt": b"n01\n"}))
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_flipped_bit_is_seen_without_md5(tmp_path, data_dir):
     middle = len(ZIP) // 2  # inside a JPEG
     flipped = ZIP[:middle] + bytes([ZIP[middle] ^ 1]) + ZIP[middle + 1 :]
@@ -635,6 +679,7 @@ def test_flipped_bit_is_seen_without_md5(tmp_path, data_dir):
     assert left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_random_damage_never_gives_a_traceback(tmp_path, data_dir):
     """Two damaged bytes anywhere: refused in one line, or unpacked where they do not matter."""
     dice, small = random.Random(0), make_zip({"wnids.txt": b"n01\nn02\n", "val/a.txt": b"a" * 40})
@@ -654,6 +699,7 @@ def test_random_damage_never_gives_a_traceback(tmp_path, data_dir):
     assert refused > 200
 
 
+@pytest.mark.fault("fetch: wrong file, length or md5")
 def test_bad_archive_that_was_downloaded_is_deleted(server, data_dir):
     server.body = make_zip({"classes.txt": b"n01\n"})
     with pytest.raises(Mistake, match="not Tiny ImageNet") as info:
@@ -661,6 +707,7 @@ def test_bad_archive_that_was_downloaded_is_deleted(server, data_dir):
     assert server.url in one_line(info) and left(data_dir) == []
 
 
+@pytest.mark.fault("archive: hostile or damaged")
 def test_ctrl_c_while_unpacking(tmp_path, data_dir, monkeypatch):
     def interrupted(source, file):
         assert list(data_dir.glob(f".{NAME}.*/*"))  # something is there to be removed
@@ -698,6 +745,7 @@ def test_second_fetch_waits_for_the_first(server, data_dir):
     assert server.served == len(ZIP)
 
 
+@pytest.mark.fault("fetch: download cut")
 def test_killed_leftovers_are_taken_up_and_cleaned(server, data_dir):
     """A process that dies without a word in the middle of the unpacking, as of `kill -9`."""
     die = "import os; os.rename = lambda *_: os._exit(9)"

@@ -115,6 +115,7 @@ def test_degenerate_boxes(box, expected):
         "val_0.JPEG\tn00000003\t1\t2\t3\t99999999999",
     ],
 )
+@pytest.mark.fault("data: classes, files or annotations that are missing or broken")
 def test_broken_annotation_line_is_named(tree, line):
     path = tree / "val/val_annotations.txt"
     rows = path.read_text().splitlines()
@@ -123,6 +124,7 @@ def test_broken_annotation_line_is_named(tree, line):
         read(tree)
 
 
+@pytest.mark.fault("data: classes, files or annotations that are missing or broken")
 def test_val_image_without_annotation_is_named(tree):
     write_jpeg(tree / "val/images/val_999.JPEG", 999)
     with pytest.raises(Mistake, match=r"val_annotations.txt has no line for val_999.JPEG"):
@@ -130,6 +132,7 @@ def test_val_image_without_annotation_is_named(tree):
 
 
 @pytest.mark.parametrize("wnids", ["", "n1\n", "n1\nn1\n", "../n1\nn2\n", ".\nn2\n"])
+@pytest.mark.fault("data: classes, files or annotations that are missing or broken")
 def test_wnids_that_list_no_classes(tree, wnids):
     (tree / "wnids.txt").write_text(wnids)
     with pytest.raises(Mistake, match=r"wnids.txt"):

@@ -171,6 +171,7 @@ def test_a_study_is_of_one_sweep(offline, tmp_path):
         pytest.param("trials", id="trials alone"),
     ],
 )
+@pytest.mark.fault("sweep: driver or trials killed")
 def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(offline, whom):
     made = offline(parameters={"epochs": {"value": 6}})
     dice = random.Random(whom)
@@ -215,6 +216,7 @@ def test_two_drivers_share_a_study(offline):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)]
 )
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_asked_to_end_it_saves_its_trials_and_goes_on(offline, number, status):
     made = offline(parameters={"epochs": {"value": 20}})
     driver = made.start("run", "s.yaml", "--count", "2", "--workers", "2")
@@ -232,6 +234,7 @@ def test_asked_to_end_it_saves_its_trials_and_goes_on(offline, number, status):
     assert made.rows() == [20, 20]
 
 
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_a_failing_trial_does_not_end_the_sweep(offline):
     made = offline(
         method="grid",
@@ -248,6 +251,7 @@ def test_a_failing_trial_does_not_end_the_sweep(offline):
     assert "trial 001 failed: error: split_seed 13 brings bad luck" in status.stdout
 
 
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_failures_in_a_row_end_it(offline):
     made = offline(parameters={"split_seed": {"value": 13}})
     driver = made.start("run", "s.yaml", "--count", "9", "--max-failures", "2")
@@ -276,6 +280,7 @@ def test_hyperband_stops_what_has_no_hope(offline):
     assert max(rows for rows in made.rows()[1:]) < 10
 
 
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_a_journal_that_was_cut_goes_on(offline):
     made = offline()
     made.run("--count", "1")
@@ -376,6 +381,7 @@ def test_a_command_that_is_not_there_fails_each_trial(offline):
     assert "trial 001 failed (2 of at most 2 in a row): nothere: No such file" in made.text()
 
 
+@pytest.mark.fault("sweep: driver or trials killed")
 def test_a_study_that_was_killed_at_its_birth_goes_on(offline):
     made = offline()
     made.run("--count", "1")

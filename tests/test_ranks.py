@@ -49,6 +49,7 @@ class Together:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port,
                 **(env or {}),
@@ -161,6 +162,7 @@ def test_one_process_measures_the_same_of_it(two, start, shapes_dir, tmp_path):
             assert f"{float(row[key]):.7g}" == value, key
 
 
+@pytest.mark.fault("several processes: one killed, or a signal")
 def test_killed_and_gone_on_with_two_and_with_one(two, start, tmp_path):
     both = Together(start, tmp_path, 2, **RESNET)
     both.runs[0].until_epoch(1)
@@ -178,6 +180,7 @@ def test_killed_and_gone_on_with_two_and_with_one(two, start, tmp_path):
     assert_same_bits(again.folder, two)
 
 
+@pytest.mark.fault("several processes: one killed, or a signal")
 def test_begun_by_two_ended_by_one(start, tmp_path):
     both = Together(start, tmp_path, 2, epochs=4)
     both.runs[0].until_epoch(1)
@@ -305,6 +308,7 @@ def ranks_of(tmp_path: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.fault("several processes: one killed, or a signal")
 def test_torchrun_when_a_rank_dies(torchrun, tmp_path):
     process = torchrun("--epochs=500")
     until(lambda: len(history_lines(tmp_path / "runs/run")) > 1, tmp_path)
@@ -327,6 +331,7 @@ def test_torchrun_when_a_rank_dies(torchrun, tmp_path):
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.fault("several processes: one killed, or a signal")
 def test_a_signal_to_torchrun_saves_the_run(number, torchrun, tmp_path):
     """SIGUSR1 ends torchrun itself: its processes see that it is gone."""
     process = torchrun("--epochs=500")
@@ -341,6 +346,7 @@ def test_a_signal_to_torchrun_saves_the_run(number, torchrun, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.fault("several processes: one killed, or a signal")
 def test_in_a_sweep_sigterm_is_a_stop(torchrun, tmp_path):
     given = tmp_path / "given.yaml"
     given.write_text(yaml.safe_dump({"epochs": {"value": 500}}))
@@ -356,7 +362,9 @@ def test_in_a_sweep_sigterm_is_a_stop(torchrun, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trial_of_two_processes_goes_on_after_a_preemption(torchrun, shapes_dir, tmp_path):
+@pytest.mark.parametrize("whom", ["torchrun preempted", "rank 0 killed", "rank 1 killed"])
+@pytest.mark.fault("several processes: one killed, or a signal")
+def test_a_trial_of_two_processes_goes_on(whom, torchrun, shapes_dir, tmp_path):
     flags = ["--dataset=shapes", f"--data_dir={shapes_dir}", "--image_size=16", "--model=small"]
     flags += [f"--output_dir={tmp_path}/runs", "--batch_size=2"]  # so that an epoch takes a while
     (tmp_path / "s.yaml").write_text(
@@ -379,12 +387,13 @@ def test_a_trial_of_two_processes_goes_on_after_a_preemption(torchrun, shapes_di
         stderr=subprocess.STDOUT,
     )
     until(lambda: list(tmp_path.glob("runs/*/history.csv")), tmp_path)
-    rank = ranks_of(tmp_path)["1"]
+    number = signal.SIGUSR1 if "torchrun" in whom else signal.SIGKILL
+    rank = ranks_of(tmp_path)["0" if "rank 0" in whom else "1"]
     parent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(parent, signal.SIGUSR1)
+    os.kill(parent if "torchrun" in whom else rank, number)
     assert driver.wait(timeout=90) == 0
     text = (tmp_path / "output.txt").read_text()
-    assert "its process was ended by signal 15" in text
+    assert f"its process was ended by signal {number.value}" in text
     assert "finished: val/acc" in text
     (folder,) = tmp_path.glob("runs/*/")
     starts = json.loads((folder / "about.json").read_text())["starts"]

@@ -136,14 +136,19 @@ def test_two_agents_and_a_command_without_args(sweep, server):
     assert len(drawn) == 3
 
 
-def assert_whole(server: WandbServer, run, folder: Path) -> None:
-    """What the server has of a run is what the run has on disk."""
+def assert_rows(rows: list[dict], folder: Path) -> None:
+    """The epochs among the rows that were logged are those of the run on disk."""
     lines = [line.split(",") for line in history_lines(folder)]
     told = [dict(zip(lines[0], map(float, line), strict=True)) for line in lines[1:]]
-    arrived = [row for row in run.history if "val/acc" in row]
-    assert [{key: row[key] for key in lines[0]} for row in arrived] == told
+    epochs = [row for row in rows if "val/acc" in row]
+    assert [{key: row[key] for key in lines[0]} for row in epochs] == told
+
+
+def assert_whole(server: WandbServer, run, folder: Path) -> None:
+    """What the server has of a run is what the run has on disk."""
+    assert_rows(run.history, folder)
     panels = [row["val/gradcam"] for row in run.history if "val/gradcam" in row]
-    assert len(panels) == len(told)
+    assert len(panels) == len(history_lines(folder)) - 1
     for picture in panels:
         assert len(run.files[picture["path"]]) == picture["size"]
     assert run.summary["best_val_acc"] == summary(folder)["best_val_acc"]
@@ -493,6 +498,7 @@ announced("WHERE")
 """
 
 
+@pytest.mark.fault("W&B: an outage of 20 s")
 @pytest.mark.parametrize(
     "where",
     [
@@ -511,6 +517,7 @@ def test_an_outage_of_20_seconds_loses_nothing(start, server, tmp_path, where):
     assert_whole(server, stored, run.folder)
 
 
+@pytest.mark.fault("W&B: a wrong key")
 def test_a_wrong_key_is_said_and_the_run_is_kept_offline(start, server, tmp_path):
     env = {**server.env, "WANDB_API_KEY": "1" * 40}
     run = start(tmp_path, patch="import tracking; tracking.INIT_TIMEOUT_S = 4", env=env, epochs=1)

@@ -20,6 +20,7 @@ def until_here(run, folder) -> None:
     run.until(lambda: (folder / "here").exists() or run.ended)
 
 
+@pytest.mark.fault("W&B: no login")
 def test_without_a_login_the_run_is_offline_and_says_how_to_hand_it_over(start, tmp_path):
     run = start(tmp_path, epochs=1)
     assert run.wait() == 0
@@ -83,6 +84,7 @@ if child:
 KEYS = {"a key": "0" * 40, "a key of no valid form": "secret"}
 
 
+@pytest.mark.fault("W&B: away at the start")
 @pytest.mark.parametrize("key", KEYS)
 def test_a_server_that_is_away_at_the_start_costs_the_run_nothing(start, tmp_path, key):
     with socket.socket() as nobody:

@@ -138,7 +138,7 @@ learner.Learner.train_step = step
 """
 
 
-def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
+def test_ten_kills_change_nothing(start, tmp_path, undisturbed, fault):
     """At random moments of loading, training, measuring and writing; 2 workers all the way."""
     moments = random.Random(time.time_ns())
     after_first_epoch = 0
@@ -148,9 +148,10 @@ def test_ten_kills_change_nothing(start, tmp_path, undisturbed):
         if kill >= 2:
             run.until_epoch(kill // 2)
         time.sleep(moments.uniform(0.0, 1.0))
-        run.kill()
-        assert run.wait() == 137
-        assert history_lines(run.folder)[: len(lines)] == lines
+        with fault("kill -9, any moment"):
+            run.kill()
+            assert run.wait() == 137
+            assert history_lines(run.folder)[: len(lines)] == lines
         lines = history_lines(run.folder)
         after_first_epoch += len(lines) > 1
     assert after_first_epoch >= 5
@@ -291,6 +292,7 @@ MORE_ENDS = [
     ("number", "sweep", "where", "status", "state", "code"),
     [*ENDS, *(pytest.param(*end, marks=pytest.mark.slow) for end in MORE_ENDS)],
 )
+@pytest.mark.fault("SIGTERM, SIGUSR1, Ctrl-C, in each phase")
 def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, state, code):
     epochs = 1 if where in ("ending", "pictures") else 3
     env = {}

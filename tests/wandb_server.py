@@ -8,6 +8,11 @@ can be: a sweep's parameters are drawn at random, an agent gets a run whenever i
     with WandbServer() as server:
         env = server.env          # WANDB_BASE_URL, WANDB_API_KEY
         server.runs["abc"].history
+
+It fails where a test wants it to: `go_away` is an outage, and `fault` is asked what is to happen to
+each request.
+
+        server.fault = lambda path: Fault(seconds=0.5)   # every answer is late
 """
 
 import base64
@@ -18,7 +23,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +33,31 @@ from urllib.parse import unquote, urlparse
 import yaml
 
 ENTITY, KEY = "tester", "0" * 40
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int = 200
+    content: bytes = b"{}"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+CLOSED = Answer(status=0)  # none: the connection is closed
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to a request: nothing for `seconds`; then it is carried out, or not; then it is
+    answered, rightly or with `instead`.
+    """
+
+    seconds: float = 0.0
+    is_done: bool = True
+    instead: Answer | None = None
+
+
+NONE = Fault()
+AWAY = Fault(is_done=False, instead=CLOSED)
 
 
 @dataclass
@@ -99,6 +129,7 @@ class WandbServer:
         self.unknown: list[str] = []
         self.seen: list[str] = []
         self.down_until = 0.0
+        self.fault: Callable[[str], Fault] = lambda path: NONE
         self.dice = random.Random(seed)
         self.lock = threading.RLock()
         self.http = _Http(("127.0.0.1", 0), _handler(self))
@@ -538,20 +569,27 @@ def _handler(server: WandbServer) -> type:
             return content
 
         def answer(self, told: dict, status: int = 200) -> None:
-            content = json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def handle_one(self) -> None:
-            content = self.body()
-            if server.is_away:
+            answer = self.fault.instead or Answer(status, json.dumps(told).encode())
+            if answer is CLOSED:
                 self.close_connection = True
                 self.connection.close()
                 return
-            parts = unquote(urlparse(self.path).path).strip("/").split("/")
+            self.send_response(answer.status)
+            headers = {"Content-Type": "application/json", **answer.headers}
+            for name, value in {**headers, "Content-Length": str(len(answer.content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def handle_one(self) -> None:
+            content = self.body()
+            path = unquote(urlparse(self.path).path).strip("/")
+            self.fault = AWAY if server.is_away else server.fault(path)
+            time.sleep(self.fault.seconds)
+            if not self.fault.is_done:
+                self.answer({})
+                return
+            parts = path.split("/")
             with server.lock, self.noting():
                 if parts == ["graphql"]:
                     self.graphql(json.loads(content))

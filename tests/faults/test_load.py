@@ -1,0 +1,85 @@
+"""Many at once, and many after each other: every trial recorded once, the driver's memory flat."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from test_offline import Offline, offline
+
+from conftest import REPO
+from runs import history_lines, summary
+
+assert offline  # a fixture
+
+TRIALS = 200
+GROWTH_MIB = 40  # of the driver between its 50th trial and its last
+
+
+def resident_mib(pid: int) -> float:
+    """0 once it has ended."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.slow
+def test_two_hundred_trials(offline, fault):
+    """By the Bayesian search, which has all trials in memory."""
+    made = offline(method="bayes", parameters={"epochs": {"value": 1}})
+    driver = made.start(
+        "run", "s.yaml", "--count", str(TRIALS), "--workers", "4", STUB_EPOCH_S="0.01"
+    )
+    with fault("a trial of 200", count=TRIALS):
+        early = late = 0.0
+        while driver.poll() is None:
+            late = resident_mib(driver.pid) or late
+            if len(made.starts()) < 100:  # two lines a trial
+                early = late
+            time.sleep(0.2)
+        assert driver.returncode == 0, made.text()
+        began = [name for what, name, *_ in made.starts() if what == "begin"]
+        assert len(began) == len(set(began)) == TRIALS
+        told = [trial["told"] for trial in made.journal().values()]
+        assert len(told) == TRIALS
+        assert all(len(one) == 1 for one in told)
+        print(f"driver: {early:.0f} MiB after 50 trials, {late:.0f} MiB after {TRIALS}")
+        assert late - early < GROWTH_MIB
+
+
+@pytest.mark.slow
+def test_two_sweeps_and_four_trials_share_a_cache_and_a_folder(shapes_dir, tmp_path, fault):
+    """With the real train.py; who comes first decodes the images."""
+    shutil.copytree(shapes_dir / "shapes", tmp_path / "data" / "shapes")
+    flags = ["--dataset=shapes", "--data_dir=data", "--image_size=16", "--model=small"]
+    flags += ["--workers=0", "--batch_size=16"]
+    sweeps = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        made = Offline(
+            tmp_path,
+            name=name,
+            program=str(REPO / "train.py"),
+            command=["${env}", "${interpreter}", "${program}", *flags, "${args}"],
+            parameters={"max_lr": {"min": 0.001, "max": 0.1}, "epochs": {"value": 2}},
+        )
+        file = tmp_path / f"{name}.yaml"
+        (tmp_path / "s.yaml").rename(file)
+        made.dir = tmp_path / "sweeps" / name
+        sweeps.append((made, made.start("run", file.name, "--count", "4", "--workers", "2")))
+    with fault("a trial among four on one cache", count=8):
+        for made, driver in sweeps:
+            assert driver.wait(timeout=300) == 0, made.text()
+        runs = sorted((tmp_path / "runs").glob("*-*"))
+        assert len(runs) == 8
+        for run in runs:
+            assert summary(run)["state"] == "finished"
+            assert len(history_lines(run)) == 3
+        for made, _ in sweeps:
+            journal = made.journal()
+            assert [len(trial["told"]) for trial in journal.values()] == [1] * 4
+        caches = [path for path in (tmp_path / "data" / ".cache").iterdir() if path.is_dir()]
+        assert len(caches) == 1
+    parameters = [yaml.safe_load((run / "config.yaml").read_text())["max_lr"] for run in runs]
+    assert len(set(parameters)) == 8
