@@ -24,8 +24,6 @@ PROCESSES = "TINYSWEEP_PROCESSES"  # how many sweep.py wants a run to have
 REQUESTS = (None, "stop", "interrupt", "preempt")  # where processes differ, the last one counts
 # torchrun itself would die of SIGUSR1 (an older one does, then its processes see it gone).
 FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-
-
 GONE = "another process of this run has ended"
 
 
