@@ -144,6 +144,7 @@ def sync(server: WandbServer, home: Path, *arguments: str | Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     subprocess.run(
         [Path(sys.executable).parent / "wandb", "sync", *arguments],
+        cwd=home,  # where its log goes
         env={**clean, **server.env, **QUICK, "HOME": str(home)},
         capture_output=True,
         check=True,
