@@ -225,7 +225,8 @@ def test_three_runs_by_one_agent_with_the_sweeps_own_command(sweep, server):
         assert (run.sweep, run.exit_code, run.starts) == (made.stored.name, 0, 1)
         flags = [f"--config={REPO}/recipes/best.yaml"]
         flags += [f"--{key}={one['value']}" for key, one in given.items()]
-        command = " ".join(["/usr/bin/env python", str(REPO / "train.py"), *flags])
+        words = ["/usr/bin/env", "python", str(REPO / "train.py"), *flags]
+        command = " ".join(f'"{word}"' if " " in word else word for word in words)  # as it logs it
         assert f"About to run command: {command}\n" in log
         written = yaml.safe_load((folder_of(made, name) / "config.yaml").read_text())
         for key, (low, high) in RANGES.items():
