@@ -121,7 +121,9 @@ class Agent:
 
 def tells(line: str) -> int:
     """How much of a cause a line is: our own words more than those of torchrun about them."""
-    return line.startswith("error: ") + (line.startswith("error: ") and GONE not in line)
+    if not line.startswith("error: "):
+        return 0
+    return 1 if GONE in line else 2
 
 
 def orphans(leader: int) -> list[int]:

@@ -62,7 +62,8 @@ class Learner:
         # What is trained: the model, with its gradients averaged over all processes.
         self.trained = self._parallel() if ranks.several else self.model
         self.compiled = self._compile(total_steps)
-        self.part = len(range(*ranks.part(config.batch_size).indices(config.batch_size)))
+        part = ranks.part(config.batch_size)
+        self.part = part.stop - part.start  # images of a whole batch that are ours
 
     def _parallel(self) -> DistributedDataParallel:
         # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.

@@ -92,7 +92,7 @@ class MeasuringOrder(EpochOrder):
         for turn in range(len(self)):
             start = (turn * self.ranks.world + self.ranks.rank) * self.batch_size
             batch = self.indices[start : start + self.batch_size]
-            yield Request(self.epoch, start, batch, slice(len(batch)))
+            yield Request(self.epoch, start, batch, slice(0, len(batch)))
 
 
 class CachedImages(Dataset):
@@ -115,7 +115,7 @@ class CachedImages(Dataset):
             images, partners, share = mix_batch(
                 images, labels, self.augmenter.augmentation, self.augmenter.seed, epoch, start
             )
-        own = slice(len(places) - len(range(*part.indices(len(whole)))), None)
+        own = slice(len(places) - (part.stop - part.start), None)
         arrays = (torch.from_numpy(values[own]) for values in (images, labels, partners, share))
         return Batch(*arrays, start, len(whole))
 

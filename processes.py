@@ -57,8 +57,8 @@ def heads_below(ancestor: int) -> list[int]:
 
 
 def ask_to_save(*pids: int) -> None:
-    """SIGUSR1 to a run; also directly to the processes of it that torchrun has started, as torchrun
-    forgets a signal over the next one.
+    """SIGUSR1 to the processes of a run, one by one: torchrun, where it is one of them, forgets a
+    signal over the next one.
     """
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
