@@ -3,22 +3,27 @@
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cli import Mistake
+
+if TYPE_CHECKING:
+    import torch
 
 KEYS = ("model", "config", "epoch")  # of best.pt; last.pt has more
 FOLDER = 0x10  # attribute of a member: torch takes its weights from memory that nothing was read to
 
 
 def save(state: dict[str, Any], file: BinaryIO) -> None:
+    import torch
+
     torch.save(state, file)
 
 
-def load(path: Path, keys: tuple[str, ...], device: torch.device | str = "cpu") -> dict[str, Any]:
+def load(path: Path, keys: tuple[str, ...], device: "torch.device | str" = "cpu") -> dict[str, Any]:
     """A checkpoint with these keys; a Mistake where the file is damaged or something else."""
+    import torch
+
     try:
         _check_sums(path)
         with warnings.catch_warnings(action="ignore"):  # torch's, of what it then refuses

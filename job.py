@@ -5,8 +5,10 @@ run, end. Of several processes all run, and the first one alone opens a folder, 
 ends.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +23,26 @@ if TYPE_CHECKING:
     from tracking import Tracker
 
 
+@cache
 def import_libraries() -> None:
-    """Those that take seconds."""
+    """Those that take seconds; a fifth less where nobody looks for garbage among their millions
+    of objects, which stay.
+    """
     from tracking import import_client
 
-    import_client()  # before torch
-    import timm
+    gc.disable()
+    try:
+        import_client()  # before torch
+        import timm
 
-    assert timm
+        import learner
+        from augment import albumentations_functions
+
+        albumentations_functions()
+        assert timm and learner
+    finally:
+        gc.enable()
+    gc.freeze()  # nor look there later
 
 
 class Job:

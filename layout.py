@@ -212,7 +212,8 @@ def _scan_all(
     args = [root] * len(wnids), paths, range(len(wnids)), [part == "val"] * len(wnids)
     if len(wnids) < MANY_CLASSES or not (root / part).is_dir():
         return list(map(_scan, *args))
-    with worker_pool(min(cores(), 4)) as workers:
+    others = 1 if meanwhile else 0  # a core for what is done meanwhile
+    with worker_pool(max(1, min(cores() - others, 4))) as workers:
         scanned = workers.map(_scan, *args, chunksize=MANY_CLASSES // 8)  # begins at once
         if meanwhile:
             meanwhile()

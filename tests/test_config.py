@@ -150,6 +150,8 @@ MISTAKES = {
     "--max_lr=nan": "max_lr='nan' must be a number",
     "--optimizer=sdg": "did you mean 'sgd'",
     "--model=resnet81": "did you mean 'resnet18'",
+    # Also, torch is to come behind W&B's client, which is imported while the data is looked at.
+    "--data_dir=nowhere": "no tiny-imagenet-200/ in --data_dir=nowhere",
 }
 
 
