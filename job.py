@@ -5,6 +5,7 @@ run, end. Of several processes all run, and the first one alone opens a folder, 
 ends.
 """
 
+import atexit
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -43,6 +44,7 @@ def import_libraries() -> None:
     finally:
         gc.enable()
     gc.freeze()  # nor look there later
+    atexit.register(gc.unfreeze)  # or extensions complain of what is left at the end
 
 
 class Job:

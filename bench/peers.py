@@ -35,7 +35,6 @@ WORKERS = 2
 BATCH = 128
 RATE = 0.01
 UNCOUNTED_STEPS = 3
-MEAN, STD = (0.482, 0.450, 0.401), (0.277, 0.269, 0.282)
 
 
 class Meter:
@@ -110,41 +109,15 @@ def plain(meter: Meter, options: argparse.Namespace) -> None:
 
 
 def timms(meter: Meter, options: argparse.Namespace) -> None:
-    """As timm's train.py does it, without what it logs."""
-    import torch
-    from timm.data import create_dataset, create_loader
-    from timm.optim import create_optimizer_v2
+    from timm.data import create_dataset
 
-    import model as models
-    from learner import wants_amp
+    from bench.timm_way import TimmWay
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset = create_dataset("torch/image_folder", str(train_folder(options)))
-    loader = create_loader(
-        dataset,
-        input_size=(3, 64, 64),
-        batch_size=BATCH,
-        is_training=True,
-        use_prefetcher=device.type == "cuda",
-        color_jitter=0.0,
-        mean=MEAN,
-        std=STD,
-        num_workers=WORKERS,
-        device=device,
-    )
-    model = models.create_model("resnet18", len(dataset.classes), 64)
-    model.to(device, memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(model, "sgd", lr=RATE, momentum=0.9, weight_decay=5e-4)
-    loss_fn = torch.nn.CrossEntropyLoss()
-    amp = wants_amp("auto", device)
-    for images, labels in loader:
+    way = TimmWay(dataset, len(dataset.classes), BATCH, WORKERS, RATE)
+    for images, labels in way.loader:
         meter.begin_step()
-        images = images.to(device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            loss = loss_fn(model(images), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        way.step(images, labels)
         if meter.end_step(len(labels)):
             return
 
@@ -158,6 +131,7 @@ def lightnings(meter: Meter, options: argparse.Namespace) -> None:
     from torchvision.transforms import v2
 
     import model as models
+    from bench.timm_way import MEAN, STD
     from learner import wants_amp
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -342,6 +342,8 @@ def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         for key, value in yaml.safe_load(given.read_text()).items():
             assert key == "wandb_version" or config[key] == value["value"]
+        said = given.with_suffix(".log").read_text().splitlines()
+        assert said[-1].startswith("finished: "), said  # nor do extensions complain at the end
         record = json.dumps(offline_record(folder))
         assert '"run_group": "lr-and-augmentation"' in record, record[:2000]
 
