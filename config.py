@@ -122,6 +122,9 @@ class Config:
     device: str = _plain("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: str = _choice("auto", "bf16 autocast; auto: where the device gains by it", SWITCH)
     compile: str = _choice("auto", "torch.compile; auto: in long runs on a GPU, or in bf16", SWITCH)
+    winograd: str = _choice(
+        "auto", "on a CPU in float32: 3x3 convolutions by fewer products; auto: if it gains", SWITCH
+    )
     resolution_schedule: str = _plain(
         resolution.FULL,
         "full, or training that grows: 32:0.67,48:0.9 is 32 px until 67% of the epochs, 48 until "

@@ -10,15 +10,24 @@ import sysconfig
 from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
-NEVER = 2**31 - 1
 
 
 def multiplies_bf16() -> bool:
+    return bool({"amx_bf16", "avx512_bf16"} & _flags())
+
+
+def multiplies_in_halves() -> bool:
+    """Whether its vectors have 256 bits, not 512: there products are dear and memory is not."""
+    return "avx2" in _flags() and "avx512f" not in _flags()
+
+
+def _flags() -> set[str]:
+    """What the processor has, as Linux names it for x86-64."""
     path = Path("/proc/cpuinfo")
     if platform.machine() != "x86_64" or not path.is_file():
-        return False
-    flags = path.read_text()
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return set()
+    line = next((line for line in path.read_text().splitlines() if line.startswith("flags")), "")
+    return set(line.split())
 
 
 def keep_memory() -> None:
@@ -31,7 +40,7 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if platform.libc_ver()[0] == "glibc" and mallopt:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def missing_for_compile() -> str:

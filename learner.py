@@ -17,6 +17,7 @@ import cpu
 import dice
 import model as models
 import resolution
+import winograd
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Below so many steps the minutes of compiling are not won back.
 COMPILE_FROM_STEPS = {"cuda": 5_000, "cpu": 2_000}
+WINOGRAD_UP_TO_THREADS = 4  # that share the way to the memory; more have not been measured
 INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.py and data.py
 
 
@@ -51,6 +53,8 @@ class Learner:
         if ranks.several and self.device.type == "cuda":  # torch has none for a CPU
             self.model = models.with_synchronised_norms(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
+        if wants_winograd(config.winograd, self.device, self.amp):
+            winograd.replace(self.model)
         for size in (*(pixels for pixels, _ in self.stages), self.image_size):
             models.check_fit(self.model, config.model, size)
         # Whether Grad-CAM has a closed form, see localisation.py.
@@ -239,6 +243,13 @@ def wants_compile(compile: str, device: torch.device, amp: bool, total_steps: in
     if total_steps < COMPILE_FROM_STEPS.get(device.type, math.inf):
         return False
     return device.type == "cuda" or (amp and not cpu.missing_for_compile())
+
+
+def wants_winograd(winograd: str, device: torch.device, amp: bool) -> bool:
+    """Where torch multiplies in float32 on a CPU: two thirds of a step's time on two cores."""
+    if device.type != "cpu" or amp or winograd != "auto":
+        return device.type == "cpu" and not amp and winograd == "true"
+    return cpu.multiplies_in_halves() and torch.get_num_threads() <= WINOGRAD_UP_TO_THREADS
 
 
 def seed_torch(*key: int) -> None:

@@ -1,0 +1,113 @@
+"""The convolutions with fewer multiplications against torch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import conv2d
+
+import cpu
+import learner
+import model as models
+import winograd
+
+SHAPES = [  # images, inputs, outputs, height, width
+    (3, 128, 136, 8, 8),
+    (2, 128, 128, 4, 9),
+    (2, 130, 128, 7, 5),
+    (3, 64, 128, 6, 6),  # the gradient of the weights alone
+    (1, 70, 64, 5, 8),
+]
+
+
+def results(convolve, shape: tuple, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """Outputs, and the gradients of input and weights, of the same numbers in each dtype."""
+    images, inputs, outputs, height, width = shape
+    stream = torch.Generator().manual_seed(1)
+    x = torch.randn(images, inputs, height, width, generator=stream)
+    weight = torch.randn(outputs, inputs, 3, 3, generator=stream) / inputs**0.5
+    gradient = torch.randn(images, outputs, height, width, generator=stream).to(dtype)
+    x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    weight = weight.to(dtype).requires_grad_()
+    y = convolve(x, weight)
+    return y.detach(), *torch.autograd.grad(y, (x, weight), gradient)
+
+
+def direct(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return conv2d(x, weight, padding=1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("part", [1, 10**9])  # an image at a time, all at once
+def test_it_is_the_same_convolution(monkeypatch, shape, dtype, error, part):
+    monkeypatch.setattr(winograd, "PART_BYTES", part)
+    exact = results(direct, shape, torch.float64)
+    found = results(winograd._Winograd.apply, shape, dtype)
+    for one, other in zip(found, exact, strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() < error * other.abs().max()
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_replaced():
+    model = models.create_model("resnet18", 10, 32)
+    names, before = list(model.state_dict()), dict(model.named_parameters())
+    images = torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    winograd.replace(model)
+    fast = {n for n, m in model.named_modules() if isinstance(m, winograd.Convolution)}
+    # Not the stem, nor the first convolutions of layers 2 to 4, which have a stride.
+    blocks = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
+    strided = {f"layer{stage}.0.conv1" for stage in (2, 3, 4)}
+    assert fast == {f"{block}.conv{i}" for block in blocks for i in (1, 2)} - strided
+    assert list(model.state_dict()) == names
+    assert all(before[name] is parameter for name, parameter in model.named_parameters())
+    assert torch.allclose(model(images), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(64, 64, 3, padding=1),  # its bias would be lost
+        nn.Conv2d(64, 64, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(64, 64, 3, padding=2, dilation=2, bias=False),
+        nn.Conv2d(64, 64, 3, bias=False),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=2),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False, padding_mode="reflect"),
+        nn.Conv2d(64, 64, 1, bias=False),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.ConvTranspose2d(64, 64, 3, padding=1, bias=False),
+    ],
+)
+def test_what_is_left_as_it_is(layer):
+    assert not winograd.suits(layer)
+
+
+def test_small_maps_and_bf16_go_the_direct_way():
+    layer = winograd.Convolution(128, 128, 3, padding=1, bias=False)
+    for size in (3, 8):
+        x = torch.randn(2, 128, size, size)
+        with torch.autocast("cpu", torch.bfloat16, enabled=size == 8):
+            y = layer(x)
+            assert torch.equal(y, conv2d(x, layer.weight, padding=1))
+
+
+WANTED = [  # winograd, device, amp, flags, threads: whether
+    ("auto", "cpu", False, "avx avx2 fma", 2, True),
+    ("auto", "cpu", False, "avx avx2 fma", 16, False),
+    ("auto", "cpu", False, "avx2 avx512f", 2, False),
+    ("auto", "cpu", False, "", 2, False),
+    ("auto", "cpu", True, "avx2", 2, False),
+    ("auto", "cuda", False, "avx2", 2, False),
+    ("false", "cpu", False, "avx2", 2, False),
+    ("true", "cpu", False, "avx2 avx512f", 16, True),
+    ("true", "cpu", True, "avx2", 2, False),
+    ("true", "cuda", False, "avx2", 2, False),
+]
+
+
+@pytest.mark.parametrize(("wanted", "device", "amp", "flags", "threads", "expected"), WANTED)
+def test_where_it_is_used(monkeypatch, wanted, device, amp, flags, threads, expected):
+    monkeypatch.setattr(cpu, "_flags", lambda: set(flags.split()))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert learner.wants_winograd(wanted, torch.device(device), amp) == expected
