@@ -73,20 +73,26 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Mistake as mistake:
         status = _say(mistake, 2, by_all=True)
     except Failure as failure:
+        if isinstance(failure.__cause__, BrokenPipeError):
+            _close_output()
         status = _say(failure, 1, failure.said_by_all)
     except KeyboardInterrupt:
         # Die of the signal, as a shell expects: it then stops the script that called us, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     except BrokenPipeError:
-        # The reader (`| head`) has gone: nothing to say, and nobody to say it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()  # the reader (`| head`) has seen enough
         status = 0
     except OSError as error:
         if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
             raise
         status = _say(f"{error.filename or 'writing'}: {error.strerror}", 1)
     sys.exit(status)
+
+
+def _close_output() -> None:
+    """To a reader that has gone; or Python complains at the end of what it could not write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object, status: int, by_all: bool = False) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SWITCH = ("auto", "true", "false")
+MOST_CYCLES = 1000  # torch halves the peak with each; beyond it overflows
 TEXT_MAX = 4096  # characters, as many as a path may have
 
 
@@ -143,6 +144,8 @@ class Config:
             object.__setattr__(self, one.name, _checked(one, getattr(self, one.name)))
         if self.schedule == "cyclic" and self.base_lr > self.max_lr:
             raise Mistake(f"base_lr={self.base_lr} must not be above max_lr={self.max_lr}")
+        if self.schedule == "cyclic" and self.epochs > MOST_CYCLES * self.cycle_epochs:
+            raise Mistake(f"cycle_epochs={self.cycle_epochs} makes more than {MOST_CYCLES} cycles")
         if 0 < self.image_size < 8:
             raise Mistake(
                 f"image_size={self.image_size} must be 8 to 1024, or 0 for the data set's own"

@@ -45,7 +45,7 @@ def keep_memory() -> None:
 
 def missing_for_compile() -> str:
     """What torch.compile needs and does not find here; nothing where it has all."""
-    compiler = os.environ.get("CXX", "g++").split()[0]
+    compiler = (os.environ.get("CXX") or "g++").split()[0]
     if not shutil.which(compiler):
         return f"a C++ compiler, and there is no {compiler}"
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"

@@ -18,6 +18,7 @@ from cli import DISK_FULL, Failure, Mistake
 from processes import parents
 from ranks import ALONE, Ranks, of_group
 
+NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
 EXIT_CODES = {"stop": 0, "preempt": 143, "interrupt": 255}  # as W&B records them
@@ -154,7 +155,9 @@ def as_failure(error: Exception, run: Path) -> Exception:
         return error
     if isinstance(error, RuntimeError) and of_group(error):  # in the middle of a step
         return of_group(error)
-    if isinstance(error, MemoryError) or "out of memory" in str(error):
+    if isinstance(error, BrokenPipeError):
+        return Failure(f"{run}: nobody reads the output; run the same command again to go on")
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return Failure(f"{run}: disk full; make room and run the same command again to go on")

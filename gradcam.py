@@ -95,4 +95,4 @@ def has_maps(model: nn.Module, x: torch.Tensor) -> bool:
     with torch.no_grad():
         maps = model.forward_features(x)
     channels = getattr(model, "num_features", None) or model.get_classifier().in_features
-    return maps.ndim == 4 and maps.shape[1] == channels
+    return isinstance(maps, torch.Tensor) and maps.ndim == 4 and maps.shape[1] == channels

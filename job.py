@@ -1,7 +1,7 @@
 """A run between its checks and its end: what is trained, on what, and what came out so far.
 
-`prepare` checks everything that a run needs and gives a `Job`; its parts happen in the order open,
-run, end. Of several processes all run, and the first one alone opens a folder, keeps, tells and
+`prepare` checks everything that a run needs and gives a `Job`, opened; then it begins, runs and
+ends. Of several processes all run, and the first one alone opens a folder, keeps, tells and
 ends.
 """
 
@@ -49,16 +49,17 @@ def import_libraries() -> None:
 
 class Job:
     def __init__(self, config: Config, data: "Data", ranks: Ranks, run_id: str):
-        from learner import Learner
+        from learner import Learner, find_device
         from loader import train_loader, val_loader
 
         augmentation = config.augmentation(data.images.shape[1])
+        pinned = find_device(config.device, ranks).type == "cuda"
         self.config, self.data, self.ranks = config, data, ranks
         self.path = Path(config.output_dir) / run_id
         self.train_loader = train_loader(
-            data, augmentation, config.batch_size, config.seed, config.workers, ranks
+            data, augmentation, config.batch_size, config.seed, config.workers, ranks, pinned
         )
-        self.val_loader = val_loader(data, config.batch_size, config.workers, ranks)
+        self.val_loader = val_loader(data, config.batch_size, config.workers, ranks, pinned)
         self.learner = Learner(config, data, len(self.train_loader), ranks)
 
     def open(self, folder: "RunFolder | None") -> None:
@@ -196,7 +197,8 @@ class EpochBatches:
 
 
 def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> Job:
-    """Every check that needs the data, the device or the disk, before anything is written.
+    """Every check that needs the data, the device or the disk, before anything is written but the
+    run's empty folder.
 
     The config is the first process's, and so is the run.
     """

@@ -115,8 +115,8 @@ class Learner:
         """
         batch = batch.to(self.device)
         images, count = batch.images, len(batch.labels)
-        few = self.ranks.several and batch.whole < 2 * self.ranks.world
-        if few:  # for statistics of a part's own; all processes know it alike
+        few = batch.whole < 2 * self.ranks.world and self.config.batch_size > 1
+        if few:  # for statistics of their own; all processes know it alike
             models.freeze_norms(self.model)
         if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
@@ -200,6 +200,7 @@ class Learner:
 
 
 def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    wanted = name
     if name == "auto":
         name = (
             "cuda"
@@ -217,11 +218,15 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
         device = torch.device(name)
         if ranks.several and name == "cuda":
             device = torch.device("cuda", ranks.local_rank)
-            torch.cuda.set_device(device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)  # what is asked about "the" GPU is asked about this one
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise Mistake(f"device={name} cannot be used here ({reason}); try --device=auto") from error
+        other = "cpu" if wanted == "auto" else "auto"
+        raise Mistake(
+            f"device={name} cannot be used here ({reason}); try --device={other}"
+        ) from error
     return device
 
 

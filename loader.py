@@ -136,17 +136,23 @@ def train_loader(
     seed: int,
     workers: int = 0,
     ranks: Ranks = ALONE,
+    pinned: bool = False,
 ) -> DataLoader:
-    """Shuffled, augmented batches of the training images; iterate by `epoch_of`."""
+    """Shuffled, augmented batches of the training images; iterate by `epoch_of`. `pinned`: in
+    memory that a GPU copies from without waiting.
+    """
     # Imported here once instead of in each worker, where W&B's hook on imports would refuse.
     albumentations_functions()
     images = CachedImages(data, Augmenter(augmentation, data.fill, seed))
-    return _loader(images, TrainingOrder(data.train, batch_size, seed, ranks), workers)
+    return _loader(images, TrainingOrder(data.train, batch_size, seed, ranks), workers, pinned)
 
 
-def val_loader(data: Data, batch_size: int, workers: int = 0, ranks: Ranks = ALONE) -> DataLoader:
+def val_loader(
+    data: Data, batch_size: int, workers: int = 0, ranks: Ranks = ALONE, pinned: bool = False
+) -> DataLoader:
     """All validation images, each once, in the order of `data.val`, as they are."""
-    return _loader(CachedImages(data, None), MeasuringOrder(data.val, batch_size, ranks), workers)
+    order = MeasuringOrder(data.val, batch_size, ranks)
+    return _loader(CachedImages(data, None), order, workers, pinned)
 
 
 def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
@@ -154,14 +160,14 @@ def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
     return iter(loader)
 
 
-def _loader(images: CachedImages, order: EpochOrder, workers: int) -> DataLoader:
+def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool) -> DataLoader:
     return DataLoader(
         images,
         sampler=order,
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         # Otherwise every epoch would take a number from torch's global stream.
         generator=torch.Generator(),
         worker_init_fn=partial(_start_worker, os.getpid(), order.ranks.several),

@@ -102,7 +102,10 @@ def find_lr(config: Config) -> int:
     augmentation = dataclasses.replace(
         config.augmentation(data.images.shape[1]), mix_epochs=math.inf
     )
-    loader = train_loader(data, augmentation, config.batch_size, config.seed, config.workers)
+    pinned = learner.device.type == "cuda"
+    loader = train_loader(
+        data, augmentation, config.batch_size, config.seed, config.workers, pinned=pinned
+    )
     ending = Ending()
     ending.listen()
     name = f"find_lr-{new_id()}"

@@ -98,6 +98,8 @@ def check_fit(model: "nn.Module", name: str, image_size: int) -> None:
     try:
         with torch.no_grad():
             model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+    except torch.OutOfMemoryError:
+        raise
     except (AssertionError, RuntimeError, ValueError) as error:
         raise _unfit(name, image_size, error) from error
     finally:
@@ -242,7 +244,11 @@ def head(model: "nn.Module", image_size: int) -> "nn.Linear | None":
             maps = model.eval().forward_features(
                 torch.zeros(1, 3, image_size, image_size).to(device)
             )
-            if maps.ndim != 4 or maps.shape[1] != linear.in_features:
+            if (
+                not isinstance(maps, torch.Tensor)
+                or maps.ndim != 4
+                or maps.shape[1] != linear.in_features
+            ):
                 return None
             maps = torch.randn(maps.shape, generator=noise).to(device)
             same = torch.allclose(model.forward_head(maps), linear(maps.mean((2, 3))), atol=1e-4)

@@ -1,6 +1,6 @@
 """What a run has reached so far, in memory and in its folder: history, best epoch, checkpoints.
 
-An epoch is written as predictions.npz, best.pt, last.pt, history.csv; run_folder.py says why.
+An epoch is written as predictions.npz, best.pt, last.pt, history.csv; run_folder.py says how.
 """
 
 import zipfile
@@ -37,14 +37,17 @@ class Record:
         if state:
             learner.load_state_dict(state)
             self.rows, self.best = state["history"], state["best"]
+        if self.folder:
+            self.folder.settle(self.best["best_epoch"])
 
     def _last(self) -> dict[str, Any] | None:
         path = self.folder.path / "last.pt"
         if not path.exists():
             return None
         keys = (*checkpoint.KEYS, "average", "optimizer", "schedule", "history", "best")
-        state = checkpoint.load(path, keys, "cpu")
+        state = checkpoint.load(path, keys)
         compare_configs(state["config"], self.config, path)
+        check_split(path, state.get("split", self.data.fingerprint), self.data)
         return state
 
     def keep(self, row: dict[str, Any], measured: "Evaluation", learner: "Learner") -> None:
@@ -55,15 +58,17 @@ class Record:
             best = {"best_val_acc": measured.acc, "best_epoch": epoch}
             self._write_predictions(measured, epoch)
             state = {"model": learner.evaluated.state_dict(), "config": config, "epoch": epoch}
-            self.folder.write("best.pt", lambda file: checkpoint.save(state, file))
+            self.folder.write_for(epoch, "best.pt", lambda file: checkpoint.save(state, file))
         state = {
             **learner.state_dict(),
             "config": config,
+            "split": self.data.fingerprint,
             "epoch": epoch,
             "history": rows,
             "best": best,
         }
         self.folder.write("last.pt", lambda file: checkpoint.save(state, file))
+        self.folder.settle(best["best_epoch"])
         self.rows, self.best = rows, best  # not before: an epoch that is not kept did not happen
         self.folder.write_history(self.rows)
 
@@ -79,7 +84,7 @@ class Record:
             "fingerprint": np.array(self.data.fingerprint),
             "epoch": np.array(epoch),
         }
-        self.folder.write("predictions.npz", lambda file: _write_npz(file, arrays))
+        self.folder.write_for(epoch, "predictions.npz", lambda file: _write_npz(file, arrays))
 
     def summary(self, state: str) -> dict[str, Any]:
         last = self.rows[-1] if self.rows else {}
@@ -94,6 +99,14 @@ def _write_npz(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w") as member:
                 np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+
+
+def check_split(path: Path, fingerprint: str, data: "Data") -> None:
+    if fingerprint != data.fingerprint:
+        raise Mistake(
+            f"{path} is of the split {fingerprint}, and the data folder gives {data.fingerprint}: "
+            "other images; bring them back, or give another --data_dir"
+        )
 
 
 def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "Data":
@@ -128,12 +141,15 @@ def open_run(
     config = from_mapping({**values, **plainly, **given}, source=str(path / "config.yaml"))
     with ranks.first_of_machine():
         data = load_data(config)
+    if (path / "predictions.npz").is_file():
+        with np.load(path / "predictions.npz") as told:
+            check_split(path, str(told["fingerprint"]), data)
     return config, data, Learner(config, data, 1, ranks)
 
 
 def load_weights(learner: "Learner", path: Path) -> int:
     """Give `learner.evaluated` the weights of best.pt or last.pt; the epoch that they are of."""
-    state = checkpoint.load(path, checkpoint.KEYS, learner.device)
+    state = checkpoint.load(path, checkpoint.KEYS)
     if learner.average and "average" in state:
         learner.average.load_state_dict(state["average"])
     else:

@@ -1,8 +1,9 @@
 """A run's folder on disk: its lock, its config, its history, its checkpoints, its summary.
 
 `last.pt` holds the last whole epoch and all rows of the history: it is the only truth for resuming.
-It is written after `predictions.npz` and `best.pt` and before `history.csv`, so that a kill between
-two of them loses and doubles nothing.
+`predictions.npz` and `best.pt` are written before it and take their places after it, at the latest
+with the next start; `history.csv` is last. So a kill between two of them loses and doubles nothing,
+also where the same epoch would not give the same bits again (a GPU).
 """
 
 import csv
@@ -30,6 +31,8 @@ MAY_DIFFER = (
     "mistakes",
     "resume",
 )  # between a run and its resumption
+
+OF_BEST = ("predictions.npz", "best.pt")
 
 
 def new_id() -> str:
@@ -138,6 +141,19 @@ class RunFolder:
     def write(self, name: str, save: Callable[[BinaryIO], None]) -> None:
         with writing(self.path / name) as file:
             save(file)
+
+    def write_for(self, epoch: int, name: str, save: Callable[[BinaryIO], None]) -> None:
+        """One of OF_BEST, which takes its place by `settle`."""
+        self.write(f".{name}.{epoch}", save)
+
+    def settle(self, best_epoch: int) -> None:
+        """Files of the best epoch take their places; what an epoch that was not kept left goes."""
+        for name in OF_BEST:
+            for path in self.path.glob(f".*{name}.*"):
+                if path.name == f".{name}.{best_epoch}":
+                    path.replace(self.path / name)
+                else:
+                    path.unlink()
 
 
 def is_in_use(run: Path) -> bool:

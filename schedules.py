@@ -76,7 +76,8 @@ def create_schedule(
     else:  # not torch's StepLR: it multiplies whatever rate it finds, and so depends on history
         every = step_epochs * steps_per_epoch if kind == "step" else total_steps
         numbers = {"lr_lambda": lambda step: gamma ** (step // every)}
-    plateau = {"patience": patience, "factor": factor} if kind in ("cyclic", "plateau") else None
+    cuts = kind in ("cyclic", "plateau") and factor < 1  # torch refuses one that cuts nothing
+    plateau = {"patience": patience, "factor": factor} if cuts else None
     return Schedule(optimizer, kind, float(max_lr), total_steps, numbers, plateau)
 
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import DISK_FULL
+from cli import DISK_FULL, Mistake
 from config import Config, to_dict
 
 if TYPE_CHECKING:
     from mistakes import Explained
 
 PROJECT = "tinysweep"
+REFUSED, PROJECT_MAX = "/\\#?%:", 128  # by W&B, in a project's name
 INIT_TIMEOUT_S = 60
 FINISH_TIMEOUT_S = 600  # 45 MB at 1 Mbit/s need 6 minutes; the client itself tries for a week
 TRIES, PAUSE_S = 4, 10.0  # of an artifact that the client refused, a minute in all
@@ -48,8 +49,22 @@ def import_client() -> None:
     logging.raiseExceptions = False
 
 
+def check_project() -> None:
+    """Before anything is begun: the client would refuse it in the middle of the start."""
+    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    if set(project) & set(REFUSED) or len(project) > PROJECT_MAX:
+        raise Mistake(
+            f"WANDB_PROJECT={project[:60]!r} must have none of {' '.join(REFUSED)} and at most "
+            f"{PROJECT_MAX} characters; the entity goes into WANDB_ENTITY"
+        )
+
+
 def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.environ.get("WANDB_SWEEP_ID"))
+
+
+def name_of(config: Config) -> str:
+    return f"lr{config.max_lr:g}-aug{config.aug_strength:g}"
 
 
 class Tracker:
@@ -76,7 +91,7 @@ class Tracker:
         }
         self.environment = {k: v for k, v in wanted.items() if k not in os.environ}
         os.environ.update(self.environment)
-        name = f"lr{config.max_lr:g}-aug{config.aug_strength:g}" if job_type == "train" else run_id
+        name = name_of(config) if job_type == "train" else run_id
         about = {"id": run_id, "name": name, "job_type": job_type, "config": to_dict(config)}
         self.run = self._start(about, stop)
         self._safely("define_metric", self._define_metrics)
@@ -121,6 +136,10 @@ class Tracker:
         """
         values = dict(self.run.config)
         return {k: v for k, v in values.items() if k not in ADDED and not k.startswith("_")}
+
+    def name_after(self, config: Config) -> None:
+        """In a sweep whose command passes no parameters these are known only now."""
+        self._safely("name", setattr, self.run, "name", name_of(config))
 
     def say_where(self) -> None:
         if self.offline:

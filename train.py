@@ -129,7 +129,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
     from job import prepare
     from run_folder import check_id, new_id
-    from tracking import Tracker, in_sweep
+    from tracking import Tracker, check_project, in_sweep
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
@@ -137,6 +137,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     ending.listen()
     if not ranks.first:
         return help_out(ranks, ending)
+    check_project()
     run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
     tracker = None
 
@@ -147,6 +148,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         tracker = start_tracker()
         try:
             config = from_mapping(tracker.config(), source="the sweep")
+            tracker.name_after(config)
         except Mistake:
             tracker.finish(exit_code=2)
             raise
@@ -154,7 +156,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         job = prepare(config, ranks, run_id)
         if job.folder.state() != "finished":
             job.begin()
-    except (Mistake, Failure, OSError) as problem:
+    except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
         raise as_failure(problem, Path(config.output_dir) / run_id) from problem
@@ -197,6 +199,7 @@ def write_down_the_end(job: "Job", tracker: "Tracker", state: str, code: int) ->
     try:
         job.folder.write_summary(summary)
     except OSError as error:
+        code = code or 1
         if state != "failed":  # what has failed is on its way to the user
             raise as_failure(error, job.folder.path) from error
     finally:
@@ -235,7 +238,8 @@ def evaluate_run(path: Path, changed: dict[str, Any], mirrored: bool) -> int:
     ranks = Ranks.of_environment()
     ranks.join()
     config, data, learner = open_run(path, changed, ranks)
-    batches = val_loader(data, config.batch_size, config.workers, ranks)
+    pinned = learner.device.type == "cuda"
+    batches = val_loader(data, config.batch_size, config.workers, ranks, pinned)
     for name in ("best.pt", "last.pt"):
         epoch = load_weights(learner, path / name)
         measure = learner.measure_mirrored if mirrored else learner.measure

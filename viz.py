@@ -208,14 +208,15 @@ def write_picture(picture: Any, path: Path) -> Path:
 
 
 def read_predictions(folder: Path, data: "Data", epoch: int) -> dict[str, np.ndarray]:
-    """predictions.npz, if it is about these images and the weights of this epoch."""
+    """predictions.npz, if it is of these images in this order and of the weights of this epoch."""
+    from record import check_split
+
     with np.load(folder / "predictions.npz") as told:
         predictions = dict(told)
-    if predictions["fingerprint"] != data.fingerprint:
-        raise Mistake(
-            f"{folder} was measured on split {predictions['fingerprint']}, and the data folder "
-            f"gives {data.fingerprint}: other images"
-        )
+    check_split(folder, str(predictions["fingerprint"]), data)
+    now = {"index": data.val, "true": data.labels[data.val]}
+    if not all(np.array_equal(predictions[name], values) for name, values in now.items()):
+        raise Mistake(f"{folder} has its images in another order than the data folder")
     if predictions["epoch"] != epoch:
         raise Mistake(f"{folder} was killed while it kept an epoch; go on with the run first")
     return predictions

@@ -93,6 +93,7 @@ BAD_RECIPES = {
     "a list": ("- 1\n- 2\n", ["recipe.yaml", "key: value"]),
     "unknown key": ("max_lrr: 0.1\n", ["recipe.yaml", "'max_lrr'", "did you mean 'max_lr'"]),
     "out of range": ("epochs: 0\n", ["epochs=0", "1 to 10000"]),
+    "cycles without end": ("schedule: cyclic\ncycle_epochs: 0.04\n", ["cycle_epochs=0.04", "1000"]),
     "binary": (b"\xff\xfe\x00", ["recipe.yaml", "no YAML"]),
     "nested": ("epochs: 3\nmax_lr: [1\nx: }", ["recipe.yaml, line 2", "key: value"]),
     "nested deeply": ("[" * 100_000, ["recipe.yaml, line 1", "key: value"]),

@@ -37,6 +37,8 @@ def test_memory_is_kept():
 def test_what_compiling_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", f"{tmp_path / 'nowhere'} -O2")
     assert cpu.missing_for_compile() == f"a C++ compiler, and there is no {tmp_path / 'nowhere'}"
+    monkeypatch.setenv("CXX", "")
+    assert "nowhere" not in cpu.missing_for_compile()
     monkeypatch.setenv("CXX", "true")
     monkeypatch.setattr(cpu.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
     assert "Python's headers" in cpu.missing_for_compile()

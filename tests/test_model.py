@@ -157,6 +157,8 @@ def test_head_is_none_where_a_norm_or_another_pooling_comes_between():
     net = models.create_model("resnet18", 5)
     net.reset_classifier(5, global_pool="max")
     assert models.head(net, 64) is None
+    # Its maps are a list.
+    assert models.head(models.create_model("coat_tiny", 5, 64), 64) is None
 
 
 def test_other_models_that_pool_and_end_in_a_linear_layer_have_such_a_head_too():

@@ -88,6 +88,14 @@ def test_momentum_stays_what_the_user_asked_for(kind, algorithm):
     assert {m for _, m in trace(optimizer, schedule, 100)} == {0.9}
 
 
+@pytest.mark.parametrize("kind", ["plateau", "cyclic"])
+def test_a_factor_of_one_cuts_nothing(kind):
+    _, schedule = make(kind, factor=1.0, patience=0)
+    for _ in range(5):
+        schedule.step_epoch(1.0)
+    assert schedule.scale == 1
+
+
 LEAST = 0.1 / 25 / 1e4  # onecycle's last rate
 ENDS = {  # epochs, steps an epoch, warm-up fraction: rate of the first batch, of the last
     "one step in all": (1, 1, 0.3, LEAST, LEAST),

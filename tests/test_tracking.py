@@ -84,6 +84,15 @@ if child:
 KEYS = {"a key": "0" * 40, "a key of no valid form": "secret"}
 
 
+@pytest.mark.parametrize("project", ["me/tinysweep", "50%", "x" * 129])
+def test_a_project_that_w_and_b_would_refuse(start, tmp_path, project):
+    run = start(tmp_path, env={"WANDB_PROJECT": project})
+    assert run.wait() == 2
+    (line,) = run.text.splitlines()
+    assert line.startswith(f"error: WANDB_PROJECT='{project[:5]}")
+    assert not run.folder.exists()
+
+
 @pytest.mark.fault("W&B: away at the start")
 @pytest.mark.parametrize("key", KEYS)
 def test_a_server_that_is_away_at_the_start_costs_the_run_nothing(start, tmp_path, key):

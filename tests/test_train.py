@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from conftest import EPOCHS, all_files
 from measures import METRICS
+from record import _write_npz
 from runs import (
     PAUSES,
     Run,
@@ -120,6 +122,64 @@ def test_the_same_call_gives_the_same_bits_with_any_number_of_workers(start, tmp
     run = start(tmp_path, workers=0)
     assert run.wait() == 0, run.text
     assert_same_bits(run.folder, undisturbed)
+
+
+MEASURED = """
+import checkpoint, dataclasses, signal
+real_evaluate, real_save = train.evaluate, checkpoint.save
+def evaluate(*arguments):
+    measured = real_evaluate(*arguments)
+    return dataclasses.replace(measured, predicted=PREDICTED)
+def save(state, file):
+    if "optimizer" in state and state["epoch"] == KILL_IN:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real_save(state, file)
+train.evaluate, checkpoint.save = evaluate, save
+"""
+
+
+@pytest.mark.fault("kill between best.pt and last.pt")
+def test_an_epoch_that_comes_out_otherwise_the_second_time(start, tmp_path):
+    """As it does on a GPU: killed with a new best epoch half kept, done again as none."""
+    all_right = MEASURED.replace("PREDICTED", "measured.true").replace("KILL_IN", "1")
+    all_wrong = MEASURED.replace("PREDICTED", "(measured.true + 1) % 10").replace("KILL_IN", "0")
+    for name, epoch in (("first epoch", 1), ("second epoch", 2)):
+        folder, before = tmp_path / name / "runs" / "run", None
+        if epoch == 2:
+            run = start(tmp_path / name, epochs=3)
+            run.until_epoch(1)
+            run.kill()
+            before = (folder / "best.pt").read_bytes()
+        patch = all_right.replace("== 1", f"== {epoch}")
+        killed = start(tmp_path / name, patch=patch, epochs=3)
+        assert killed.wait() == 128 + signal.SIGKILL, killed.text
+        again = start(tmp_path / name, patch=all_wrong, epochs=3)
+        assert again.wait() == 0, again.text
+        told = summary(folder)
+        assert (told["state"], told["best_epoch"], told["epochs"]) == ("finished", 1, 3)
+        if before:
+            assert (folder / "best.pt").read_bytes() == before
+        with np.load(folder / "predictions.npz") as predictions:
+            assert predictions["epoch"] == 1
+        files = [file for file in all_files(folder) if not file.startswith("wandb")]
+        assert [file for file in files if file.startswith(".")] == [".lock"]
+
+
+def test_nobody_reads_the_output(start, tmp_path):
+    closed = "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
+    run = start(tmp_path, patch=closed, epochs=2)
+    assert run.wait() == 1, run.text
+    (error,) = (line for line in run.text.splitlines() if "BrokenPipe" in line or "error" in line)
+    assert "nobody reads the output" in error
+    assert summary(run.folder)["state"] == "failed"
+    again = start(tmp_path, epochs=2)
+    assert again.wait() == 0, again.text
+
+
+def test_a_last_batch_of_one_image(start, tmp_path):
+    """Of 1x1 maps there are no statistics over one image: torch's batch norm would raise."""
+    run = start(tmp_path, model="resnet18", image_size=8, batch_size=97, epochs=1, mistakes=0)
+    assert run.wait() == 0, run.text
 
 
 def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
@@ -412,6 +472,8 @@ def test_what_a_begun_run_refuses(start, begun, tmp_path):
     state = torch.load(begun / "last.pt", weights_only=True)
     torch.save({**state, "config": {**other["config"], "seed": 7}}, begun / "last.pt")
     refused("last.pt", "seed=7")
+    torch.save({**state, "split": "another"}, begun / "last.pt")
+    refused("last.pt", "split another", "other images")
     (begun / "last.pt").write_bytes(whole)
     again = start(tmp_path, epochs=3, workers=0, mistakes=3)  # these may differ
     assert again.wait() == 0, again.text
@@ -490,8 +552,9 @@ def test_a_sweep_decides_and_its_unknown_parameters_are_a_mistake(start, tmp_pat
     assert run.wait() == 0, run.text
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert (config["max_lr"], config["batch_size"], config["flip"]) == (0.03, 20, False)
-    (began,) = (r["run"] for r in offline_record(run.folder) if r["type"] == "run")
-    assert began["project"] == "other"
+    told = [r["run"] for r in offline_record(run.folder) if r["type"] == "run"]
+    assert told[0]["project"] == "other"
+    assert told[-1]["display_name"] == "lr0.03-aug1"
     for text, words in (("max_lrr:\n  value: 1.0", "max_lrr"), ("epochs:\n  value: 0", "epochs=0")):
         parameters.write_text(f"wandb_version: 1\n{text}\n")
         run = start(tmp_path, env=env, run_id="bad")
@@ -513,6 +576,17 @@ def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
     for key in ("val/loss", "val/acc", "val/top5"):
         assert f"{key} {told[key]:.7g}," in last
     assert last.endswith("40 images")
+
+
+def test_evaluate_refuses_other_images(zygote, undisturbed, tmp_path):
+    """What trained the model must not measure it."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    arrays = dict(np.load(folder / "predictions.npz"))
+    _write_npz(open(folder / "predictions.npz", "wb"), {**arrays, "fingerprint": np.array("x")})
+    run = Run(zygote, tmp_path, f"--evaluate={folder}", run_id="")
+    assert run.wait() == 2, run.text
+    assert "the split x" in run.text
 
 
 def test_evaluate_averages_over_the_mirror_image(zygote, undisturbed, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ import localisation
 import train
 import viz
 from charts import most_confused, short
+from cli import Mistake
 from config import Config
 from conftest import all_files, assert_mistake, run
 from gradcam import Explainer
@@ -24,7 +26,7 @@ from learner import Learner
 from loader import epoch_of, train_loader, val_loader
 from lr_finder import STEPS, rates, smooth, suggest
 from mistakes import choose_mistakes
-from runs import Run, flat, history, offline_record
+from runs import Run, flat, history, offline_record, summary
 from shapes import write_shapes
 from sheets import TEXT, contact_sheet, draw_box, fit, font, overlay
 
@@ -303,6 +305,19 @@ def test_a_run_that_was_killed_while_it_kept_an_epoch_is_not_drawn(finished, tmp
     best = torch.load(folder / "best.pt", weights_only=True)
     torch.save({**best, "epoch": 3}, folder / "best.pt")
     assert_mistake(run("viz.py", folder), "go on with the run first")
+
+
+def test_images_in_another_order_are_not_drawn(finished, shapes_dir):
+    loaded = data.load("shapes", shapes_dir)
+    epoch = summary(finished.folder)["best_epoch"]
+    assert viz.read_predictions(finished.folder, loaded, epoch)
+    labels = loaded.cache.labels.copy()
+    labels[loaded.val] = labels[loaded.val][::-1]
+    other = dataclasses.replace(loaded, cache=dataclasses.replace(loaded.cache, labels=labels))
+    assert (labels != loaded.labels).any()
+    for changed in (other, dataclasses.replace(loaded, val=loaded.val[::-1])):
+        with pytest.raises(Mistake, match="another order"):
+            viz.read_predictions(finished.folder, changed, epoch)
 
 
 def test_few_images_no_boxes_and_no_mistakes_to_show(start, tmp_path):

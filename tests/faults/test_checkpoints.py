@@ -3,6 +3,7 @@ code in it runs.
 """
 
 import contextlib
+import errno
 import io
 import os
 import pickle
@@ -236,6 +237,20 @@ def test_a_folder_is_no_checkpoint(fault, tmp_path):
         checkpoint.load(tmp_path, checkpoint.KEYS)
     (line,) = str(mistake.value).splitlines()
     assert str(tmp_path) in line
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), PermissionError(13, "no"), MemoryError()]
+)
+def test_what_is_not_the_files_fault(monkeypatch, begun, error):
+    """A checkpoint is not called damaged where the disk or the memory failed."""
+
+    def fail(*_arguments, **_named):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)):
+        checkpoint.load(begun / "last.pt", checkpoint.KEYS)
 
 
 SHOWN = ("cut at 10/20", "bit 0", "hostile: another data.pkl")

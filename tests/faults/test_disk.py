@@ -71,8 +71,8 @@ def assert_one_line(run, *words: str) -> None:
 
 CASES = {  # what is written when the disk is full: the so-manieth time, epochs that are whole then
     "config.yaml": (1, 0),
-    "predictions.npz": (1, 0),
-    "best.pt": (1, 0),
+    ".predictions.npz.1": (1, 0),
+    ".best.pt.1": (1, 0),
     "last.pt": (2, 1),
     "history.csv": (2, 2),
     "gradcam.jpg": (2, 2),
