@@ -35,6 +35,7 @@ from sweep_file import of_command
 AGAIN_AFTER_S = 1.0  # SIGUSR1, for a run that was begun in between
 KILL_AFTER_S = 60.0  # a run's ending and its last uploads
 RESTART_AFTER_S = 5.0
+CLOCKS_DIFFER_S = 2.0  # of this machine and of the one that keeps the runs
 GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
 
 
@@ -42,6 +43,7 @@ GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
 class EndedRun:
     run_id: str
     output_dir: str | None  # where the command says so
+    begun: float  # time of day
     error: str  # the last line of its output that tells of one
 
 
@@ -73,18 +75,18 @@ class Agent:
         self.reader.start()
 
     def _read(self, process: subprocess.Popen) -> None:
-        output_dir, error = None, "it printed none"
+        output_dir, begun, error = None, 0.0, "it printed none"
         for line in process.stdout:
             with contextlib.suppress(OSError):  # nobody reads us; the agent must not block
                 print(f"[{self.name}] {line}", end="", flush=True)
             if "About to run command: " in line:
-                output_dir, error = output_dir_in(line), "it printed none"
+                output_dir, begun, error = output_dir_in(line), time.time(), "it printed none"
             elif re.search(r"error", line, re.IGNORECASE) and tells(line) >= tells(error):
                 error = line.strip()
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
             if ended:
                 self.runs += 1
-                self.ended.append(EndedRun(ended[1], output_dir, error))
+                self.ended.append(EndedRun(ended[1], output_dir, begun, error))
         self.last_error = error
 
     @property
@@ -228,7 +230,9 @@ def output_dir_in(line: str) -> str | None:
 
 
 def state_of(ended: EndedRun, sweep_id: str) -> str | None:
-    """How the run ended, by its summary.json; None where it could not even write one."""
+    """How the run ended, by its summary.json; None where it could not even write one: one of a
+    preemption before lies there until the run has begun again.
+    """
     output_dir = ended.output_dir
     folder = Path(os.environ.get("WANDB_DIR", "."))
     given = folder / "wandb" / f"sweep-{sweep_id}" / f"config-{ended.run_id}.yaml"
@@ -237,6 +241,8 @@ def state_of(ended: EndedRun, sweep_id: str) -> str | None:
         output_dir = parameters.get("output_dir", {}).get("value") or output_dir
     summary = Path(output_dir or Config().output_dir) / ended.run_id / "summary.json"
     try:
+        if summary.stat().st_mtime < ended.begun - CLOCKS_DIFFER_S:
+            return None
         return json.loads(summary.read_text())["state"]
     except OSError:
         return None

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from cli import Mistake
 from collection import read_summary
@@ -83,11 +84,17 @@ class Confirmation:
             ended = [
                 j for j in self.jobs[one.number] if read_summary(j.run).get("state") in self.over
             ]
-            values = {j.parameters["seed"]: self.study.reached(j, "finished") for j in ended}
+            reached = {j.parameters["seed"]: self.study.reached(j, "finished") for j in ended}
+            values = {seed: value for seed, value in reached.items() if value is not None}
             if values:
                 told = " ".join(self.study.told(one.job))
                 found.append(Confirmed(one.job.key, one.job.run_id, told, one.value, values))
         return sorted(found, key=lambda one: one.mean, reverse=self.study.goal == "maximize")
+
+
+def runs_of_seeds(job: Job) -> list[Path]:
+    """The folders of what was tried again of a trial."""
+    return sorted(job.run.parent.glob(f"{job.run_id}-seed*"))
 
 
 def report(study: Study, confirmation: Confirmation) -> str:

@@ -5,6 +5,7 @@ epoch. Ctrl-C, SIGTERM and SIGHUP save all trials; the same call goes on with th
 also on several machines, may work on one study.
 """
 
+import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -40,15 +41,25 @@ class Source(Protocol):
 
 
 class Search:
-    """The trials of a study."""
+    """The trials of a study, until there are so many or one has reached the metric's target."""
 
     over = ENDS
 
     def __init__(self, study: Study, count: int | None):
         self.study, self.count = study, count
+        self.target: float | None = study.sweep["metric"].get("target")
 
     def next(self) -> Job | None:
-        return self.study.next(self.count)
+        return None if self.target_reached else self.study.next(self.count)
+
+    @property
+    def target_reached(self) -> bool:
+        if self.target is None:
+            return False
+        values = [one.value for one in self.study.standings() if one.value is not None]
+        if self.study.goal == "maximize":
+            return max(values, default=-math.inf) >= self.target
+        return min(values, default=math.inf) <= self.target
 
     def ended(self, job: Job, end: End) -> None:
         self.study.ended(job, end)
@@ -218,7 +229,7 @@ class Driver:
         for slot in self.slots:
             if slot.trial is not None and not slot.trial.asked_to_stop:
                 rows = len(self.study.values(slot.job))
-                if rows > slot.rows:
+                if slot.rows < rows < slot.job.epochs:  # after the last one nothing is saved
                     working[slot.job.run_id] = slot, rows
         if not working:
             return

@@ -2,23 +2,27 @@
 
 import shlex
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 from agents import places
 from cli import Mistake
-from confirmation import Confirmation, report
-from driver import Driver, Search, Source
+from confirmation import Confirmation, report, runs_of_seeds
+from driver import Driver, Search
 from ending import die_of
 from standings import Board, best_of, console, sentence, table
-from study import Study, create, folder_of, load
+from study import ENDS, create, folder_of, load
 
 
 def run(options, sweep: dict, count: int | None) -> int:
     """Search until `count` trials are done; without a count, until it is told to end."""
+    slots = places(options.workers, options.devices)
     study = create(options.dir or folder_of(sweep, options.file), sweep)
     study.count = count
-    status = drive(study, Search(study, count), options, sweep.get("early_terminate"))
+    search = Search(study, count)
+    board = Board(study, time.monotonic)
+    rule = sweep.get("early_terminate")
+    status = drive(Driver(study, search, rule, slots, options.max_failures, board), board)
+    if search.target_reached:
+        print(f"{study.metric} has reached its target, {search.target:g}: no more trials are begun")
     best = best_of(study.standings(), study.goal)
     if best:
         folder = shlex.quote(str(study.folder))
@@ -27,10 +31,8 @@ def run(options, sweep: dict, count: int | None) -> int:
     return status
 
 
-def drive(study: Study, source: Source, options, rule: dict | None = None) -> int:
-    with Board(study, time.monotonic) as board:
-        slots = places(options.workers, options.devices)
-        driver = Driver(study, source, rule, slots, options.max_failures, board)
+def drive(driver: Driver, board: Board) -> int:
+    with board:
         driver.listen()
         status = driver.run()
     if driver.request:
@@ -51,19 +53,28 @@ def status(options) -> int:
 
 
 def confirm(options) -> int:
+    slots = places(options.workers, options.devices)
     study = load(options.dir)
     confirmation = Confirmation(study, options.top, options.seeds)
-    status = drive(study, confirmation, options)
+    board = Board(study, time.monotonic, lives=False)  # its table has the trials of the search
+    driver = Driver(study, confirmation, None, slots, options.max_failures, board)
+    status = drive(driver, board)
     print(report(study, confirmation))
     return status or int(not confirmation.results())
 
 
 def push(options) -> int:
-    from push import push
+    from push import Handed, push
 
     study = load(options.dir)
     standings = study.standings()
-    runs: Sequence[Path] = [one.job.run for one in standings if one.job.run.is_dir()]
-    if not runs:
+    trials = [one for one in standings if one.job.run.is_dir()]
+    if not trials:
         raise Mistake(f"{study.folder}: no trial has begun, there is nothing to push")
-    return push(study.name, runs, study.folder / "sweep.yaml", study.folder / "pushed.json")
+    handed = Handed(
+        study.name,
+        trials=[one.job.run for one in trials],
+        ended=[one.job.run for one in trials if one.state in ENDS],
+        seeds=[path for one in trials for path in runs_of_seeds(one.job)],
+    )
+    return push(handed, study.folder / "sweep.yaml", study.folder / "pushed.json")

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,23 @@ from sweep_file import read as read_sweep
 from wandb_api import online
 
 
-def push(name: str, runs: Sequence[Path], sweep_file: Path, record: Path) -> int:
-    """Hand over the runs of the study `name`; `record` remembers what was done. 0: all is there."""
-    sweep = read_sweep(sweep_file)
-    found = [read_run(path) for path in runs]
-    ended = [kept for kept in found if kept]
+@dataclass(frozen=True)
+class Handed:
+    """The runs of a study."""
+
+    name: str
+    trials: Sequence[Path]
+    ended: Sequence[Path]  # of these trials, as the study knows it
+    seeds: Sequence[Path]  # of `confirm`: they are in the project, not in the sweep
+
+
+def push(handed: Handed, sweep_file: Path, record: Path) -> int:
+    """Hand over a study; `record` remembers what was done. 0: all is there."""
+    sweep, name = read_sweep(sweep_file), handed.name
+    found = {path: read_run(path) for path in (*handed.trials, *handed.seeds)}
+    ended = [kept for kept in found.values() if kept]
+    lost = [path.name for path in handed.ended if not found[path]]
+    open_ = [path.name for path, kept in found.items() if not kept and path.name not in lost]
     if not ended:
         raise Mistake(f"study {name}: none of its runs has ended, there is nothing to push")
     with alone(record), online():
@@ -35,12 +48,14 @@ def push(name: str, runs: Sequence[Path], sweep_file: Path, record: Path) -> int
         with server.asked():
             arrived = bring_all(server, ended, done, name)
             there = [(kept, one) for kept, one in zip(ended, arrived, strict=True) if one]
-            joined = into_sweep(server, done, name, sweep_file, [p for p in there if p[1].epochs])
+            trials = [p for p in there if p[1].epochs and p[0].path not in handed.seeds]
+            joined = into_sweep(server, done, name, sweep_file, trials)
     whole = sum(not lacking(*pair) for pair in there)
     print(f"{name}: {whole} of {len(ended)} ended runs are whole at W&B, in {server.path}")
-    names = [path.name for path, kept in zip(runs, found, strict=True) if not kept]
-    if names:
-        print(f"left out until they have ended: {', '.join(names)}")
+    if open_:
+        print(f"left out until they have ended: {', '.join(open_)}")
+    if lost:
+        print(f"left out, as they ended without a summary: {', '.join(lost)}")
     names = [kept.id for kept in ended if not kept.rows]
     if names:
         print(f"ended before an epoch, so not given to the sweep: {', '.join(names)}")
@@ -50,7 +65,7 @@ def push(name: str, runs: Sequence[Path], sweep_file: Path, record: Path) -> int
 
 
 def tell_how_to_go_on(path: str, sweep: dict[str, Any], runs: int) -> None:
-    if sweep.get("run_cap", runs + 1) <= runs:
+    if (sweep.get("run_cap") or runs + 1) <= runs:
         print(f"run_cap is {sweep['run_cap']}: raise it in the app if the agent finds no work")
     print(f"the search goes on with: wandb agent {path}")
 
@@ -207,7 +222,9 @@ def join(
     for kept, arrived in late:
         if kept.id in done.values["joined"]:
             continue
-        mend(server, kept, arrived, name, sweep=sweep)
+        # What has been sent may not be shown yet; what is missing then is the next push's work.
+        sent = {row["epoch"] for row in kept.rows}
+        mend(server, kept, arrived, name, sent, sweep=sweep)
         done.values["joined"].append(kept.id)
         done.save()
         taken = server.look(kept.id)

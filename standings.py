@@ -1,6 +1,7 @@
 """How a study stands: its trials as a table in the terminal, the best so far, the time left."""
 
 import contextlib
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -85,22 +86,29 @@ def table(study: Study, standings: Sequence[Standing], rows: int | None = None) 
     return made
 
 
+class Shown(Console):
+    def on_broken_pipe(self) -> None:
+        # Not rich's own way, SystemExit: a search has trials to save.
+        raise BrokenPipeError(errno.EPIPE, "nobody reads the output")
+
+
 def console() -> Console:
-    found = Console(highlight=False, soft_wrap=True)
-    return found if found.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+    found = Shown(highlight=False, soft_wrap=True)
+    return found if found.is_terminal else Shown(highlight=False, width=PLAIN_WIDTH)
 
 
 class Board:
     """What `run` shows: a table that lives on a terminal, plain lines elsewhere."""
 
-    def __init__(self, study: Study, clock: Callable[[], float]):
+    def __init__(self, study: Study, clock: Callable[[], float], lives: bool = True):
         self.study, self.clock = study, clock
         self.console = console()
+        self.lives = lives and self.console.is_terminal
         self.live: Live | None = None
         self.shown_at = -SHOW_EVERY_S
 
     def __enter__(self) -> "Board":
-        if self.console.is_terminal:
+        if self.lives:
             self.live = Live(console=self.console, auto_refresh=False)
             self.live.__enter__()
         return self
@@ -116,7 +124,7 @@ class Board:
             with contextlib.suppress(OSError):
                 self.live.__exit__(kind, error, trace)
         elif error is None:
-            self.console.print(Text(sentence(self.study, self.study.standings())))
+            self.say(sentence(self.study, self.study.standings()))
 
     def note(self, line: str) -> None:
         """What the table shows, too."""

@@ -1,6 +1,6 @@
 """A study: all that an offline sweep has tried, in a folder that several machines may share.
 
-sweeps/<name>/sweep.yaml       the sweep, as it was when the study began
+sweeps/<name>/sweep.yaml       the sweep, as it was given last
 sweeps/<name>/command.yaml     what its command's recipe and flags gave then
               study.journal    every trial, its parameters and its value, written by Optuna
               trials/007.yaml  the parameters, as train.py has them; 007.log: what it printed
@@ -339,12 +339,13 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
     with open(folder / ".lock", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         kept = folder / "sweep.yaml"
-        if kept.is_file():
-            _compare(sweep_file.read(kept), sweep, folder)
+        before = sweep_file.read(kept) if kept.is_file() else None
+        if before:
+            _compare(before, sweep, folder)
         study = _open(folder, sweep)
         _compare_command(study.by_command, sweep_file.of_command(sweep.get("command")), folder)
         for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
-            if not path.is_file():
+            if not path.is_file() or (path == kept and before != sweep):
                 with writing(path) as opened:
                     opened.write(yaml.safe_dump(content, sort_keys=False).encode())
     return study

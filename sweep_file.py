@@ -83,6 +83,10 @@ def check(sweep: dict[str, Any], folder: Path) -> Findings:
             found.errors.append(f"{key} is for {NOT_OURS[key]}")
         elif key not in KEYS:
             found.errors.append(f"unknown key {key!r}{did_you_mean(str(key), KEYS)}")
+        elif value is None:
+            found.errors.append(f"{key} has no value: give it one, or remove the line")
+        elif key == "kind" and value != "sweep":
+            found.errors.append(f"kind={value!r} must be 'sweep'")
         elif key in TEXTS and not isinstance(value, str):
             found.errors.append(f"{key}={value!r} must be a text, as {key}: 'x'")
         elif key == "controller" and value not in ({"type": "cloud"}, {"type": "local"}):
@@ -244,7 +248,7 @@ def _check_hyperband(sweep: dict[str, Any], found: Findings) -> None:
         elif key in ("min_iter", "max_iter", "s") and (not is_whole(value) or value < 1):
             found.errors.append(f"early_terminate: {key}={value!r} must be 1 or more, and whole")
         elif key == "eta" and (not is_number(value) or value < 1.1):
-            found.errors.append(f"early_terminate: eta={value!r} must be above 1, as 3")
+            found.errors.append(f"early_terminate: eta={value!r} must be 1.1 or more, as 3")
         elif key == "strict" and not isinstance(value, bool):
             found.errors.append(f"early_terminate: strict={value!r} must be true or false")
     # Where both are given, W&B's engine takes max_iter, and fails without s.

@@ -407,6 +407,48 @@ def test_any_folder_name_and_a_trial_goes_on_where_it_began(offline, tmp_path):
     assert "1 finished" in made.run("--count", "1", "--dir", "my stüdy")
 
 
+def test_the_target_of_the_metric_ends_the_search(offline):
+    made = offline(metric={"name": "val/acc", "goal": "maximize", "target": 0.5})
+    text = made.run()  # no count, and no run_cap
+    values = [told[-1] for trial in made.journal().values() for told in trial["told"] if told]
+    assert max(value for told in values for value in [told]) >= 0.5
+    assert len(values) < 40
+    assert "val/acc has reached its target, 0.5" in text
+
+
+@pytest.mark.parametrize("lines", [0, 2])
+def test_nobody_reads_the_output_and_the_search_goes_on(offline, lines):
+    made = offline()
+    command = [sys.executable, REPO / "sweep.py", "run", "s.yaml", "--count", "4"]
+    driver = subprocess.Popen(
+        command, cwd=made.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for _ in range(lines):
+        driver.stdout.readline()
+    driver.stdout.close()
+    assert driver.wait(TIMEOUT_S) == 0
+    assert driver.stderr.read() == ""
+    assert made.rows() == [4, 4, 4, 4]
+
+
+def test_a_mistake_in_the_call_leaves_no_study(offline):
+    made = offline()
+    env = {"CUDA_VISIBLE_DEVICES": "0"}
+    done = run("sweep.py", "run", "s.yaml", "--devices", "2", cwd=made.folder, **env)
+    assert_mistake(done, "--devices 2: there are 1 GPUs")
+    assert not made.dir.exists()
+
+
+def test_what_may_change_in_the_file_is_kept_as_it_was_given_last(offline):
+    made = offline(run_cap=1)
+    made.run()
+    path = made.folder / "s.yaml"
+    path.write_text(path.read_text().replace("run_cap: 1", "run_cap: 2"))
+    made.run()
+    assert yaml.safe_load((made.dir / "sweep.yaml").read_text())["run_cap"] == 2
+    assert made.rows() == [4, 4]
+
+
 def test_a_report_shows_trials_that_never_trained(offline):
     made = offline(command=["nothere", "${args}"])
     assert made.start("run", "s.yaml", "--count", "1").wait(TIMEOUT_S) == 0

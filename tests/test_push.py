@@ -25,7 +25,11 @@ import arrived, push
 from pathlib import Path
 arrived.GRACE_S = 2
 runs, place = [Path(path) for path in {runs}], Path({folder!r})
-call = lambda _: push.push("study", runs, place / "sweep.yaml", place / "pushed.json")
+trials = [path for path in runs if "-seed" not in path.name]
+seeds = [path for path in runs if path not in trials]
+ended = [path for path in trials if path.name == "lost"]
+handed = push.Handed("study", trials, ended, seeds)
+call = lambda _: push.push(handed, place / "sweep.yaml", place / "pushed.json")
 train.command = call
 """
 IMPATIENT = "arrived.TIMEOUT_S = 2"
@@ -49,14 +53,16 @@ def made(start, tmp_path_factory) -> dict[str, Path]:
     """Offline runs: `whole`; `moved`, which was preempted, resumed and then moved."""
     base = tmp_path_factory.mktemp("made")
     whole = start(base / "whole", "whole", env=OFFLINE, epochs=1, mistakes=4)
+    again = start(base / "again", "whole-seed1", env=OFFLINE, epochs=1, mistakes=4, seed=1)
     moved = start(base / "first", "moved", PAUSES["training"], env=OFFLINE, epochs=2, mistakes=4)
     moved.until_epoch(1)
     moved.signal(signal.SIGUSR1)
     assert moved.wait() == 143, moved.text
     moved = start(base / "first", "moved", env=OFFLINE, epochs=2, mistakes=4)
-    assert (whole.wait(), moved.wait()) == (0, 0), whole.text + moved.text
+    assert (whole.wait(), moved.wait(), again.wait()) == (0, 0, 0), whole.text + moved.text
     (base / "first").rename(base / "second")
-    return {"whole": whole.folder, "moved": base / "second" / "runs" / "moved"}
+    runs = {"whole": whole.folder, "whole-seed1": again.folder}
+    return {**runs, "moved": base / "second" / "runs" / "moved"}
 
 
 @pytest.fixture
@@ -123,17 +129,22 @@ def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, serv
     shutil.copytree(whole, study.folder / "runs" / "waiting")
     study.runs.append(study.folder / "runs" / "waiting")
     study.state("waiting", state="preempted")
+    study.add("whole-seed1")
+    (study.folder / "runs" / "lost").mkdir()
+    study.runs.append(study.folder / "runs" / "lost")
     status, text = study.push(WANDB_MODE="offline", WANDB_RUN_ID="other", WANDB_SWEEP_ID="other")
     assert status == 0, text
     study.assert_whole("whole")
     study.assert_whole("moved")
     (sweep,) = server.sweeps.values()
     assert sweep.prior == ["whole", "moved"]
+    assert server.runs["whole-seed1"].sweep is None  # by `confirm`: in the project, no trial
     assert sweep.config["name"] == "study"
     assert "WANDB_MODE=offline" in text
     assert "moved: has arrived; logged again: the model, the table of mistakes" in text
-    assert "2 of 2 ended runs are whole" in text
-    assert "left out until they have ended: waiting" in text
+    assert "3 of 3 ended runs are whole" in text
+    assert "left out until they have ended: waiting\n" in text
+    assert "left out, as they ended without a summary: lost" in text
     agent = f"wandb agent {ENTITY}/tinysweep/{sweep.name}"
     assert agent in text
     del server.seen[:]

@@ -1,6 +1,7 @@
 """`wandb sweep` and `wandb agent`, the real ones, with train.py, against a stand-in server."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -336,7 +337,9 @@ def test_the_launcher_finds_how_a_run_ended(tmp_path, monkeypatch, place, wandb_
         (tmp_path / folder / "r1").mkdir(parents=True)
         (tmp_path / folder / "r1" / "summary.json").write_text(json.dumps({"state": state}))
     assert agents.state_of(ended, "abc") == "finished"
-    assert agents.state_of(agents.EndedRun("r2", ended.output_dir, ""), "abc") is None
+    later = dataclasses.replace(ended, begun=time.time() + 60)  # as if it were of a start before
+    assert agents.state_of(later, "abc") is None
+    assert agents.state_of(dataclasses.replace(ended, run_id="r2"), "abc") is None
 
 
 def launch(made: Sweep, *arguments: str) -> subprocess.Popen:
