@@ -40,7 +40,7 @@ def check_layout(root: Path) -> int:
 def check_cifar10(data: Data) -> int:
     print(
         f"{data.root}: {len(data.cache.classes)} classes, {len(data.train):,} training and "
-        f"{len(data.val):,} test images, md5 as published"
+        f"{len(data.val):,} test images"
     )
     return 0
 

@@ -9,7 +9,7 @@ import numpy as np
 from cache import Cache, create_images, open_cache
 from cli import Failure, Mistake
 from decode import content_hash, write_rows
-from layout import NO_BOX
+from layout import NO_BOX, make_data_dir
 
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -21,12 +21,16 @@ def folder(data_dir: Path) -> Path:
 
 def fetch(data_dir: Path) -> None:
     """Download and unpack; torchvision checks the md5."""
+    from torchvision.datasets import CIFAR10
+
+    make_data_dir(data_dir)
     try:
-        _read(data_dir, train=True, download=True)
-    except URLError as error:
+        CIFAR10(data_dir, download=True)
+    # torchvision has RuntimeError for an archive that came in part.
+    except (RuntimeError, URLError, ConnectionError, TimeoutError) as error:
         raise Failure(
-            f"CIFAR-10 could not be downloaded ({error.reason}); try again, or put {ARCHIVE} into "
-            f"{data_dir} and call this again"
+            f"CIFAR-10 could not be downloaded ({getattr(error, 'reason', error)}); try again, or "
+            f"put {ARCHIVE} into {data_dir} and call this again"
         ) from error
     print(f"{folder(data_dir)} is there")
 
@@ -65,11 +69,11 @@ def _decode(data_dir: Path, images_npy: Path) -> dict:
     }
 
 
-def _read(data_dir: Path, train: bool, download: bool = False):
+def _read(data_dir: Path, train: bool):
     from torchvision.datasets import CIFAR10
 
     try:
-        return CIFAR10(data_dir, train=train, download=download)
+        return CIFAR10(data_dir, train=train)
     except RuntimeError as error:  # torchvision's word for a missing or altered file
         raise Mistake(
             f"{folder(data_dir)} is not whole; remove it and get it again with "

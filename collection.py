@@ -143,13 +143,14 @@ def folders_of(path: Path) -> list[Path]:
 
 
 def trials_of(path: Path) -> list[PastRun]:
-    """A study's runs; a trial that failed before it had a config has its parameters only."""
+    """A study's runs; a trial that failed before it began has what it was to begin with."""
     from study import load
 
-    found = []
-    for one in load(path).standings():
+    found, study = [], load(path)
+    for one in study.standings():
         run, state = one.job.run.resolve(), "killed" if one.state == "waiting" else one.state
-        lost = PastRun(one.job.run_id, None, state, dict(one.job.parameters), [], {})
+        config = with_defaults({**study.by_command, **one.job.parameters})
+        lost = PastRun(one.job.run_id, None, state, config, [], {})
         found.append(read_run(run) if is_run(run) else lost)
     return found
 

@@ -39,13 +39,16 @@ class Difference:
 def compare(a: PastRun, b: PastRun) -> Difference:
     """A Mistake where the two were not measured on the same images."""
     one, two = (predictions_of(run) for run in (a, b))
-    if str(one["fingerprint"]) != str(two["fingerprint"]) or not np.array_equal(
-        one["index"], two["index"]
-    ):
+    if str(one["fingerprint"]) != str(two["fingerprint"]):
         raise Mistake(
             f"{a.run_id} and {b.run_id} are measured on different images (splits "
             f"{str(one['fingerprint'])[:8]} and {str(two['fingerprint'])[:8]}): compare runs with "
             "the same data, split and split_seed"
+        )
+    if not same_images(one, two):
+        raise Mistake(
+            f"{a.run_id} and {b.run_id} are measured on the same images in different orders: their "
+            "data folders are laid out differently"
         )
     right_a, right_b = one["predicted"] == one["true"], two["predicted"] == two["true"]
     fixed, broken = np.flatnonzero(~right_a & right_b), np.flatnonzero(right_a & ~right_b)
@@ -60,6 +63,12 @@ def compare(a: PastRun, b: PastRun) -> Difference:
         gained,
         lost,
     )
+
+
+def same_images(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    """In the same order: the split's fingerprint alone knows of none."""
+    names = ("fingerprint", "index", "true")
+    return all(np.array_equal(one[name], two[name]) for name in names)
 
 
 def predictions_of(run: PastRun) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cli import Failure, Mistake
+from layout import make_data_dir
 
 NAME = "tiny-imagenet-200"
 OFFICIAL_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -83,10 +84,7 @@ def fetch_tiny_imagenet(
 def _folder(data_dir: Path) -> Iterator[None]:
     """Make the folder where it is missing; take it away again if a mistake leaves it empty."""
     missing = [path for path in (data_dir, *data_dir.parents) if not path.exists()]
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise Mistake(f"{data_dir}: not a folder; choose another --data_dir") from error
+    make_data_dir(data_dir)
     try:
         yield
     except Mistake:

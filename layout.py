@@ -77,6 +77,13 @@ def find_root(data_dir: Path) -> Path:
     )
 
 
+def make_data_dir(data_dir: Path) -> None:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mistake(f"{data_dir}: not a folder; choose another --data_dir") from error
+
+
 def read_layout(root: Path, meanwhile: Callable[[], None] | None = None) -> Layout:
     """List every image of the classes in wnids.txt; a class with none to train on is a mistake.
 
@@ -232,11 +239,18 @@ def _scan(root: Path, path: str, label: int, is_val: bool) -> Folder:
         return Folder(path, label, is_val, (), b"")
     try:
         names = sorted(n for n in os.listdir(fd) if n.lower().endswith(IMAGE_ENDINGS))
-        stats = [os.stat(name, dir_fd=fd) for name in names]
+        stamps = [_size_and_time(name, fd) for name in names]
     finally:
         os.close(fd)
-    stamps = np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64).tobytes()
-    return Folder(path, label, is_val, tuple(names), stamps)
+    return Folder(path, label, is_val, tuple(names), np.array(stamps, np.int64).tobytes())
+
+
+def _size_and_time(name: str, folder: int) -> tuple[int, int]:
+    try:
+        stat = os.stat(name, dir_fd=folder)
+    except FileNotFoundError:  # a link to nowhere: an image that cannot be read
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _box_file(wnids: tuple[str, ...], folder: Folder) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from collection import PastRun
-from difference import LIKELY, mcnemar
+from difference import LIKELY, mcnemar, same_images
 from report_findings import ACCURACY, SHARES, SILENT, Entry, Findings, count, known_as, shown
 
 NOISE = 2.0  # standard errors
@@ -181,9 +181,7 @@ def images_of(run: PastRun) -> int | None:
 def paired_p(one: PastRun, two: PastRun) -> float | None:
     """How often the choice of the images alone makes such a difference (exact McNemar test)."""
     a, b = one.predictions, two.predictions
-    if a is None or b is None or str(a["fingerprint"]) != str(b["fingerprint"]):
-        return None
-    if len(a["true"]) != len(b["true"]) or len(a["true"]) < 2:
+    if a is None or b is None or not same_images(a, b) or len(a["true"]) < 2:
         return None
     right = [p["true"] == p["predicted"] for p in (a, b)]
     return mcnemar(int((right[0] & ~right[1]).sum()), int((~right[0] & right[1]).sum()))

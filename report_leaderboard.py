@@ -62,11 +62,14 @@ def _columns(findings: Findings) -> list[tuple[Column, Shows]]:
         (Column("epochs", "epochs"), _epochs),
         (Column("time", "time", "seconds of all epochs, for the filter"),
          lambda one: Cell(duration(one.seconds), one.seconds)),
-        (Column("images/s", "speed", "training, the median of the epochs"),
-         lambda one: Cell(f"{one.images_per_s or 0:,.0f}", one.images_per_s)),
+        (Column("images/s", "speed", "training, the median of the epochs"), _speed),
         (Column("state", "state", numeric=False), _state),
     ]  # fmt: skip
     return made
+
+
+def _speed(one: Entry) -> Cell:
+    return Cell(f"{one.images_per_s:,.0f}" if one.images_per_s else "–", one.images_per_s)
 
 
 def _shows(key: str) -> Shows:

@@ -44,8 +44,8 @@ def headline(findings: Findings, title: str, when: str) -> Html:
     runs = len(findings.ranked)
     over = f"Best of {runs} runs: " if runs > 1 else "The run "
     number = shown(findings.metric, best.value, digits_of(best))
-    spread = f"± {points(findings.metric, sure.spread)}" if sure.spread else ""
-    words = [charts.name_of(findings.metric), ", ".join(filter(None, [spread, sure.what]))]
+    spread = f"± {points(findings.metric, sure.spread)}, {sure.what}" if sure.spread else ""
+    words = [charts.name_of(findings.metric), spread]
     chips = [
         tag("li", f"{key} ", tag("b", word(best.run.config.get(key))))
         for key in findings.differing

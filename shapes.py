@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 import dice
 from cli import Mistake
+from layout import make_data_dir
 
-VERSION = 1  # raise it with every change of the pictures: older sets are then written again
+VERSION = 1  # raise it with every change of the pictures: `data.py shapes` writes older sets again
 STAMP = "shapes.json"
 PARTS = ("train", "val")
 SIDE = 64  # pixels, width and height
@@ -215,7 +216,7 @@ def write_shapes(
     }
     if _stamp_of(root) == wanted:
         return
-    root.parent.mkdir(parents=True, exist_ok=True)
+    make_data_dir(root.parent)
     with _locked(root.parent / f".{root.name}.lock"):
         _remove_leftovers(root)
         if _stamp_of(root) != wanted:  # else another process was faster

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps
 
 import cli
 import dice
@@ -297,7 +297,7 @@ def read_picture(file: Path) -> Image.Image:
             picture = ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError:
         raise Mistake(f"--image: {file} is missing") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise Mistake(f"--image: {file} is no whole picture ({error})") from error
     side = min(picture.size)
     return ImageOps.fit(picture, (side, side))

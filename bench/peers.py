@@ -44,7 +44,7 @@ class Meter:
         self.started, self.seconds = started, seconds
         self.first_step_s = 0.0
         self.steps = self.images = 0
-        self.since = 0.0
+        self.since = self.until = 0.0
 
     def begin_step(self) -> None:
         if not self.steps:
@@ -60,11 +60,12 @@ class Meter:
             self.images += images
             if time.perf_counter() - self.since >= self.seconds:
                 wait_for_device()
+                self.until = time.perf_counter()  # what comes now is the way's own end
                 return True
         return False
 
     def report(self) -> dict[str, float]:
-        rate = self.images / (time.perf_counter() - self.since)
+        rate = self.images / (self.until - self.since)
         return {
             "images_per_s": rate,
             "start_s": self.first_step_s,
@@ -227,9 +228,10 @@ def measured(way: str, options: argparse.Namespace) -> dict[str, float]:
     """One way in a process of its own."""
     flags = [f"--data_dir={options.data_dir}", f"--seconds={options.seconds}"]
     flags += [f"--compile={options.compile}", f"--way={way}", f"--started={time.time()}"]
-    done = subprocess.run(
-        [sys.executable, __file__, *flags], capture_output=True, text=True, check=False
-    )
+    with tempfile.TemporaryDirectory(prefix="tinysweep-bench-") as folder:
+        command = [sys.executable, __file__, *flags]
+        env = {**os.environ, "TMPDIR": folder}  # for the run that it leaves in the middle
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise SystemExit(f"{way} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")

@@ -163,15 +163,26 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of both (default: 3)")
     parser.add_argument("--target", type=float, help="accuracy, 0 to 1")
     options = parser.parse_args()
-    folder = options.dir or Path(tempfile.mkdtemp(prefix="tinysweep-bench-"))
+    with tempfile.TemporaryDirectory(prefix="tinysweep-bench-") as folder:
+        curves = trained(options.dir or Path(folder), options)
+    print(compared(curves, options.target))
+
+
+def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
+    """Both curves; what lies in the folder from an earlier call of the same kind is not redone."""
+    asked = {"classes": options.classes, "epochs": options.epochs}
     subset = some_classes(options.data_dir, folder / "data", options.classes)
     curves = {}
     for way, train in WAYS.items():
         done = folder / f"{way}.json"
         if not done.is_file():
-            done.write_text(json.dumps(train(subset, folder, options.epochs)))
-        curves[way] = json.loads(done.read_text())
-    print(compared(curves, options.target))
+            curve = train(subset, folder, options.epochs)
+            done.write_text(json.dumps({**asked, "curve": curve}))
+        told = json.loads(done.read_text())
+        curves[way] = told.pop("curve")
+        if told != asked:
+            raise SystemExit(f"{done} is of {told}, this call of {asked}; give another --dir")
+    return curves
 
 
 if __name__ == "__main__":

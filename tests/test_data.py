@@ -3,6 +3,7 @@
 import shutil
 import zipfile
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from small_cifar10 import write_cifar10
 import cifar10
 import data
 import layout
-from cli import Mistake
+from cli import Failure, Mistake
 from conftest import WNIDS, all_files, assert_mistake, run, write_jpeg
 
 
@@ -78,6 +79,11 @@ BAD_IMAGES = {  # how an image is spoilt: what check and training say of it
         "colour mode: 1",
     ),
     "a folder": (lambda p: (p.unlink(), p.mkdir()), "Is a directory", "unreadable: 1"),
+    "a link to nowhere": (
+        lambda p: (p.unlink(), p.symlink_to("nowhere")),
+        "No such file",
+        "unreadable: 1",
+    ),
 }
 
 
@@ -153,6 +159,9 @@ MISTAKES = {
         ["check", "--data_dir", "nowhere"],
         ["nowhere", "python data.py fetch"],
     ),
+    "shapes into a file": (["shapes", "--data_dir", "FILE"], ["FILE: not a folder"]),
+    "shapes below a file": (["show", "--dataset=shapes", "--data_dir=FILE/x"], ["not a folder"]),
+    "cifar10 into a file": (["fetch", "--dataset=cifar10", "--data_dir=FILE"], ["not a folder"]),
     "unknown flag": (["check", "--datadir=x"], ["--datadir", "did you mean '--data_dir'"]),
     "unknown command": (["chekc"], ["chekc", "check"]),
     "no command": ([], ["COMMAND"]),
@@ -251,6 +260,25 @@ def test_cifar10_is_read_through_torchvision(tmp_path, monkeypatch):
     (folder / "data_batch_2").write_bytes(b"altered")
     with pytest.raises(Mistake, match="is not whole; remove it and get it again"):
         data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("File not found or corrupted."),
+        ConnectionResetError(104, "reset"),
+        URLError("no"),
+    ],
+)
+def test_cifar10_that_does_not_arrive(tmp_path, monkeypatch, error):
+    import torchvision.datasets
+
+    def fail(*_arguments, **_named):
+        raise error
+
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
+    with pytest.raises(Failure, match="CIFAR-10 could not be downloaded .*try again, or put"):
+        cifar10.fetch(tmp_path)
 
 
 def test_the_middle_of_the_images(data_dir, tree):

@@ -8,6 +8,7 @@ from cli import Mistake
 from collection import read_run
 from conftest import assert_mistake, run
 from difference import compare, mcnemar, moved, why_no_gallery
+from report_certainty import paired_p
 from report_diff import diff_page
 
 
@@ -55,6 +56,12 @@ def test_other_images_are_refused(tmp_path):
     b = with_predictions(tmp_path, range(5), [0.5] * 5, run_id="b", fingerprint="0123456789ab")
     with pytest.raises(Mistake, match="measured on different images .*f556ae6c and 01234567"):
         compare(a, b)
+    b = with_predictions(tmp_path, range(5), [0.5] * 5, run_id="d")
+    assert compare(a, b).p == paired_p(a, b) == 1.0
+    b.predictions["true"][:] = b.predictions["true"][::-1].copy()  # another layout, the same images
+    with pytest.raises(Mistake, match="in different orders"):
+        compare(a, b)
+    assert paired_p(a, b) is None
     with pytest.raises(Mistake, match="no predictions.npz"):
         compare(a, read_run(write_run(tmp_path, "c", predictions=False)))
 
