@@ -260,7 +260,7 @@ def _parser() -> cli.Parser:
     shapes.add_argument("--val_per_class", type=int, default=20, metavar="N")
     shapes.add_argument("--seed", type=int, default=0)
 
-    show = command("show", _show, "draw augmented training batches: what the model will see")
+    show = command("show", _show, "draw training images under the default augmentation")
     show.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
     show.add_argument(
         "--aug_strength", type=float, default=1.0, metavar="S", help="0 to 2 (default: 1)"

@@ -2,7 +2,7 @@
 
     python model.py [--model=resnet18] [--classes=200] [--image_size=64]
 
-prints a table of the layers with their output shapes and parameters (about 15 s: timm's import).
+prints a table of the layers with their output shapes and parameters (4 to 15 s: timm's import).
 
 Every model has timm's two halves: `model.forward_features(images)` is the last feature map before
 the pooling, `model.forward_head(maps)` the logits; one after the other they are `model(images)`.
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import cli
 
-if TYPE_CHECKING:  # torch and timm take 15 s to import: a mistyped name is answered without them
+if TYPE_CHECKING:  # torch and timm take seconds to import: a mistyped name is answered without them
     import torch
     from torch import nn
 

@@ -1,5 +1,5 @@
-"""Train one model, tracked and resumable: `python train.py --dataset=shapes --epochs=3` (2 minutes
-on 2 cores).
+"""Train one model, tracked and resumable: `python train.py --dataset=shapes --epochs=3` (2 to 4
+minutes on 2 cores).
 
     python train.py --config=recipes/NAME.yaml --max_lr=0.1    a recipe, with one key changed
     python train.py --run_id=ID ...                            begins this run, or goes on with it

@@ -8,7 +8,8 @@ workers, loading included:
 plain      pillow, albumentations a sample at a time, float32, parameters as they come
 timm       timm's own loader and transforms, and the step of its train.py; channels_last, bf16
 lightning  Lightning's Trainer, torchvision's ImageFolder and transforms; channels_last, bf16
-ours       python train.py
+ours       python train.py, tracked, with the augmentation of `plain`, the heaviest: crop, flip,
+           rotation, two holes (timm: its defaults without colour jitter; lightning: crop and flip)
 
 (bf16 where train.py would use it, too: where the processor or the GPU multiplies it quickly.) Each
 is a process of its own; in a round they take turns, and ratios are taken round by round. Counted

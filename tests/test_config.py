@@ -169,6 +169,11 @@ def test_a_mistake_on_the_command_line_is_answered_without_torch(tmp_path, argum
     assert time.perf_counter() - start < 5  # under 1 s on an idle machine
 
 
+def test_the_readme_names_every_field():
+    text = (REPO / "README.md").read_text()
+    assert [name for name in FIELDS if f"`{name}`" not in text] == []
+
+
 def test_help_names_every_field_once(tmp_path):
     done = run("train.py", "--help", cwd=tmp_path)
     assert done.returncode == 0
