@@ -36,6 +36,7 @@ AGAIN_AFTER_S = 1.0  # SIGUSR1, for a run that was begun in between
 KILL_AFTER_S = 60.0  # a run's ending and its last uploads
 RESTART_AFTER_S = 5.0
 CLOCKS_DIFFER_S = 2.0  # of this machine and of the one that keeps the runs
+AGAIN = ("preempted", "interrupted")  # after which a run is begun again
 GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
 
 
@@ -230,8 +231,8 @@ def output_dir_in(line: str) -> str | None:
 
 
 def state_of(ended: EndedRun, sweep_id: str) -> str | None:
-    """How the run ended, by its summary.json; None where it could not even write one: one of a
-    preemption before lies there until the run has begun again.
+    """How the run ended, by its summary.json; None where it could not even write one (that of a
+    preemption before lies there until the run has begun again).
     """
     output_dir = ended.output_dir
     folder = Path(os.environ.get("WANDB_DIR", "."))
@@ -241,9 +242,9 @@ def state_of(ended: EndedRun, sweep_id: str) -> str | None:
         output_dir = parameters.get("output_dir", {}).get("value") or output_dir
     summary = Path(output_dir or Config().output_dir) / ended.run_id / "summary.json"
     try:
-        if summary.stat().st_mtime < ended.begun - CLOCKS_DIFFER_S:
-            return None
-        return json.loads(summary.read_text())["state"]
+        state = json.loads(summary.read_text())["state"]
+        before = summary.stat().st_mtime < ended.begun - CLOCKS_DIFFER_S
+        return None if before and state in AGAIN else state
     except OSError:
         return None
 

@@ -67,6 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Call `main` with the command line; turn what it raises into a line and an exit status."""
+    status = 0
     try:
         status = main(sys.argv[1:]) or 0
         sys.stdout.flush()
@@ -82,7 +83,6 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
     except BrokenPipeError:
         _close_output()  # the reader (`| head`) has seen enough
-        status = 0
     except OSError as error:
         if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
             raise

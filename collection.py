@@ -7,8 +7,6 @@ unfinished: a run that failed, that still goes on or that has no metric is one w
 import csv
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +18,7 @@ import yaml
 
 from cli import Mistake
 from config import Config, to_dict
-from run_folder import is_in_use
+from run_folder import is_in_use, read_arrays
 
 HISTORY = "history.csv"
 
@@ -59,12 +57,7 @@ class PastRun:
         return self._arrays()
 
     def _arrays(self, *names: str) -> dict[str, np.ndarray]:
-        path = self.folder / "predictions.npz"
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in names or arrays.files}
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise Mistake(f"{path}: cannot be read ({error}); remove it, or the run") from error
+        return read_arrays(self.folder / "predictions.npz", *names)
 
     @cached_property
     def fingerprint(self) -> str | None:

@@ -50,7 +50,7 @@ class Search:
         self.target: float | None = study.sweep["metric"].get("target")
 
     def next(self) -> Job | None:
-        return None if self.target_reached else self.study.next(self.count)
+        return self.study.next(0 if self.target_reached else self.count)
 
     @property
     def target_reached(self) -> bool:

@@ -115,7 +115,8 @@ class Learner:
         """
         batch = batch.to(self.device)
         images, count = batch.images, len(batch.labels)
-        few = batch.whole < 2 * self.ranks.world and self.config.batch_size > 1
+        several = self.ranks.several or self.config.batch_size > 1
+        few = several and batch.whole < 2 * self.ranks.world
         if few:  # for statistics of their own; all processes know it alike
             models.freeze_norms(self.model)
         if not count:  # the others wait for our gradients, which are zero

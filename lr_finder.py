@@ -84,8 +84,9 @@ def find_lr(config: Config) -> int:
     from loader import epoch_of, train_loader
     from record import load_data
     from run_folder import check_output_dir, new_id
-    from tracking import Tracker
+    from tracking import Tracker, check_project
 
+    check_project()
     output_dir = Path(config.output_dir)
     check_output_dir(output_dir)
     data = load_data(config)

@@ -60,7 +60,7 @@ def push(handed: Handed, sweep_file: Path, record: Path) -> int:
     if names:
         print(f"ended before an epoch, so not given to the sweep: {', '.join(names)}")
     if joined:
-        tell_how_to_go_on(f"{server.path}/{joined}", sweep, len(there))
+        tell_how_to_go_on(f"{server.path}/{joined}", sweep, len(trials))
     return int(whole < len(ended))
 
 

@@ -15,12 +15,17 @@ import checkpoint
 from cli import Mistake
 from config import LOOKS, Config, from_mapping, to_dict
 from ranks import ALONE, Ranks
-from run_folder import RunFolder, compare_configs
+from run_folder import RunFolder, compare_configs, read_arrays
 
 if TYPE_CHECKING:
     from data import Data
     from learner import Learner
     from measures import Evaluation
+
+OTHER_ORDER = (
+    "the data folder has the same images in another order, or with other labels (val/ or wnids.txt "
+    "sorted otherwise?); lay it out as it was"
+)
 
 
 class Record:
@@ -48,6 +53,8 @@ class Record:
         state = checkpoint.load(path, keys)
         compare_configs(state["config"], self.config, path)
         check_split(path, state.get("split", self.data.fingerprint), self.data)
+        if state.get("order", self.data.order) != self.data.order:
+            raise Mistake(f"{path}: {OTHER_ORDER}")
         return state
 
     def keep(self, row: dict[str, Any], measured: "Evaluation", learner: "Learner") -> None:
@@ -63,6 +70,7 @@ class Record:
             **learner.state_dict(),
             "config": config,
             "split": self.data.fingerprint,
+            "order": self.data.order,
             "epoch": epoch,
             "history": rows,
             "best": best,
@@ -109,6 +117,16 @@ def check_split(path: Path, fingerprint: str, data: "Data") -> None:
         )
 
 
+def read_predictions(folder: Path, data: "Data") -> dict[str, np.ndarray]:
+    """predictions.npz, where it is of these images in this order."""
+    predictions = read_arrays(folder / "predictions.npz")
+    check_split(folder, str(predictions["fingerprint"]), data)
+    now = {"index": data.val, "true": data.labels[data.val]}
+    if not all(np.array_equal(predictions[name], values) for name, values in now.items()):
+        raise Mistake(f"{folder}: {OTHER_ORDER}")
+    return predictions
+
+
 def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "Data":
     import data as datasets
 
@@ -142,8 +160,7 @@ def open_run(
     with ranks.first_of_machine():
         data = load_data(config)
     if (path / "predictions.npz").is_file():
-        with np.load(path / "predictions.npz") as told:
-            check_split(path, str(told["fingerprint"]), data)
+        read_predictions(path, data)
     return config, data, Learner(config, data, 1, ranks)
 
 

@@ -14,11 +14,14 @@ import os
 import re
 import secrets
 import string
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import yaml
 
 from cli import Mistake
@@ -154,6 +157,15 @@ class RunFolder:
                     path.replace(self.path / name)
                 else:
                     path.unlink()
+
+
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, or those of these names."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names or arrays.files}
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise Mistake(f"{path}: cannot be read ({error}); remove it, or the run") from error
 
 
 def is_in_use(run: Path) -> bool:

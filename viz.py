@@ -209,14 +209,9 @@ def write_picture(picture: Any, path: Path) -> Path:
 
 def read_predictions(folder: Path, data: "Data", epoch: int) -> dict[str, np.ndarray]:
     """predictions.npz, if it is of these images in this order and of the weights of this epoch."""
-    from record import check_split
+    import record
 
-    with np.load(folder / "predictions.npz") as told:
-        predictions = dict(told)
-    check_split(folder, str(predictions["fingerprint"]), data)
-    now = {"index": data.val, "true": data.labels[data.val]}
-    if not all(np.array_equal(predictions[name], values) for name, values in now.items()):
-        raise Mistake(f"{folder} has its images in another order than the data folder")
+    predictions = record.read_predictions(folder, data)
     if predictions["epoch"] != epoch:
         raise Mistake(f"{folder} was killed while it kept an epoch; go on with the run first")
     return predictions
@@ -232,9 +227,9 @@ def redraw(folder: Path, changed: dict[str, Any]) -> int:
     for name in ("predictions.npz", "last.pt"):
         if not (folder / name).is_file():
             raise Mistake(f"{folder} has no {name}: its first epoch was not finished")
-    rows = checkpoint.load(folder / "last.pt", ("history",))["history"]
-    best_epoch = load_weights(learner, folder / "best.pt")
-    if best_epoch > len(rows):
+    last = checkpoint.load(folder / "last.pt", ("history", "best"))
+    rows, best_epoch = last["history"], load_weights(learner, folder / "best.pt")
+    if best_epoch != last["best"]["best_epoch"]:
         raise Mistake(f"{folder} was killed while it kept an epoch; go on with the run first")
     paths, _ = draw_run(folder, config, data, learner, rows, best_epoch)
     for path in (*paths.values(), folder / "figures" / "gradcam.jpg"):

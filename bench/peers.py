@@ -66,7 +66,7 @@ class Meter:
         return False
 
     def report(self) -> dict[str, float]:
-        rate = self.images / (self.until - self.since)
+        rate = self.images / ((self.until or time.perf_counter()) - self.since)
         return {
             "images_per_s": rate,
             "start_s": self.first_step_s,

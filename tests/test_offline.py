@@ -415,6 +415,28 @@ def test_the_target_of_the_metric_ends_the_search(offline):
     assert "val/acc has reached its target, 0.5" in text
 
 
+def test_trials_in_the_middle_go_on_when_the_target_is_reached(offline):
+    made = offline(
+        metric={"name": "val/acc", "goal": "maximize", "target": -9.0},
+        parameters={"epochs": {"value": 12}},
+    )
+    driver = made.start()
+    made.until(lambda: made.rows() and max(made.rows()) >= 2)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(TIMEOUT_S) == -signal.SIGINT
+    assert max(made.rows()) < 12
+    made.run()
+    assert made.rows() == [12]
+
+
+def test_failures_are_told_also_where_nobody_reads(offline):
+    made = offline(parameters={"split_seed": {"value": 13}})
+    command = [sys.executable, REPO / "sweep.py", "run", "s.yaml", "--max-failures", "2"]
+    driver = subprocess.Popen(command, cwd=made.folder, stdout=subprocess.PIPE)
+    driver.stdout.close()
+    assert driver.wait(TIMEOUT_S) == 1
+
+
 @pytest.mark.parametrize("lines", [0, 2])
 def test_nobody_reads_the_output_and_the_search_goes_on(offline, lines):
     made = offline()

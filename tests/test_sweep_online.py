@@ -338,7 +338,10 @@ def test_the_launcher_finds_how_a_run_ended(tmp_path, monkeypatch, place, wandb_
         (tmp_path / folder / "r1" / "summary.json").write_text(json.dumps({"state": state}))
     assert agents.state_of(ended, "abc") == "finished"
     later = dataclasses.replace(ended, begun=time.time() + 60)  # as if it were of a start before
-    assert agents.state_of(later, "abc") is None
+    assert agents.state_of(later, "abc") == "finished"  # the run had nothing to do
+    (tmp_path / output_dir / "r1" / "summary.json").write_text('{"state": "preempted"}')
+    assert agents.state_of(ended, "abc") == "preempted"
+    assert agents.state_of(later, "abc") is None  # it did not even begin
     assert agents.state_of(dataclasses.replace(ended, run_id="r2"), "abc") is None
 
 

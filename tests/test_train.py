@@ -146,7 +146,7 @@ def test_an_epoch_that_comes_out_otherwise_the_second_time(start, tmp_path):
     for name, epoch in (("first epoch", 1), ("second epoch", 2)):
         folder, before = tmp_path / name / "runs" / "run", None
         if epoch == 2:
-            run = start(tmp_path / name, epochs=3)
+            run = start(tmp_path / name, patch=PAUSES["training"], epochs=3)
             run.until_epoch(1)
             run.kill()
             before = (folder / "best.pt").read_bytes()
@@ -178,7 +178,7 @@ def test_nobody_reads_the_output(start, tmp_path):
 
 def test_a_last_batch_of_one_image(start, tmp_path):
     """Of 1x1 maps there are no statistics over one image: torch's batch norm would raise."""
-    run = start(tmp_path, model="resnet18", image_size=8, batch_size=97, epochs=1, mistakes=0)
+    run = start(tmp_path, model="resnet18", image_size=8, batch_size=99, epochs=1, mistakes=0)
     assert run.wait() == 0, run.text
 
 
@@ -262,14 +262,14 @@ def end(self, tracker, check):
     real_end(self, tracker, check)
 job.Job.end = end
 """
-    # A small rate: batch norm over the two images of the last batch amplifies rounding.
+    # A small rate: batch norm over the four images of the last batch amplifies rounding.
     growing = {"epochs": 2, "resolution_schedule": "8:0.5", "amp": "false", "max_lr": 1e-4}
     plain = start(tmp_path / "plain", compile="false", **growing)
     assert plain.wait() == 0, plain.text
     compiled = start(tmp_path / "compiled", compile="true", patch=patch, **growing)
     compiled.timeout_s = 300
     assert compiled.wait() == 0, compiled.text
-    assert "graphs: 2" in compiled.text  # 98 images in batches of 16 leave a short one of 2
+    assert "graphs: 2" in compiled.text  # 100 images in batches of 16 leave a short one of 4
     one, two = (float(history(run.folder)[0]["train/loss"]) for run in (plain, compiled))
     assert one == pytest.approx(two, rel=1e-3)
 
@@ -474,6 +474,8 @@ def test_what_a_begun_run_refuses(start, begun, tmp_path):
     refused("last.pt", "seed=7")
     torch.save({**state, "split": "another"}, begun / "last.pt")
     refused("last.pt", "split another", "other images")
+    torch.save({**state, "order": "another"}, begun / "last.pt")
+    refused("last.pt", "another order")
     (begun / "last.pt").write_bytes(whole)
     again = start(tmp_path, epochs=3, workers=0, mistakes=3)  # these may differ
     assert again.wait() == 0, again.text
@@ -579,14 +581,23 @@ def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
 
 
 def test_evaluate_refuses_other_images(zygote, undisturbed, tmp_path):
-    """What trained the model must not measure it."""
+    """What trained the model must not measure it, nor other labels."""
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     arrays = dict(np.load(folder / "predictions.npz"))
-    _write_npz(open(folder / "predictions.npz", "wb"), {**arrays, "fingerprint": np.array("x")})
-    run = Run(zygote, tmp_path, f"--evaluate={folder}", run_id="")
-    assert run.wait() == 2, run.text
-    assert "the split x" in run.text
+
+    def refused(content: bytes | None = None, **changed: np.ndarray) -> str:
+        with open(folder / "predictions.npz", "wb") as file:
+            file.write(content) if content is not None else _write_npz(file, {**arrays, **changed})
+        run = Run(zygote, tmp_path, f"--evaluate={folder}", run_id="")
+        assert run.wait() == 2, run.text
+        assert len(run.text.splitlines()) == 1, run.text
+        return run.text
+
+    assert "the split x" in refused(fingerprint=np.array("x"))
+    assert "another order, or with other labels" in refused(true=(arrays["true"] + 1) % 10)
+    for content in (b"", b"PK", (undisturbed / "predictions.npz").read_bytes()[:-30]):
+        assert "predictions.npz: cannot be read" in refused(content)
 
 
 def test_evaluate_averages_over_the_mirror_image(zygote, undisturbed, tmp_path):

@@ -302,8 +302,9 @@ def test_what_viz_refuses(finished, tmp_path):
 def test_a_run_that_was_killed_while_it_kept_an_epoch_is_not_drawn(finished, tmp_path, shapes_dir):
     folder = tmp_path / "run"
     shutil.copytree(finished.folder, folder)
-    best = torch.load(folder / "best.pt", weights_only=True)
-    torch.save({**best, "epoch": 3}, folder / "best.pt")
+    last = torch.load(folder / "last.pt", weights_only=True)
+    best = {**last["best"], "best_epoch": len(last["history"]) + 1}
+    torch.save({**last, "best": best}, folder / "last.pt")  # best.pt has not taken its place yet
     assert_mistake(run("viz.py", folder), "go on with the run first")
 
 

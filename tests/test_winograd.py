@@ -1,14 +1,22 @@
 """The convolutions with fewer multiplications against torch's own."""
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
 import cpu
+import data
 import learner
 import model as models
 import winograd
+from augment import Augmentation
+from config import Config
+from gradcam import Explainer
+from loader import epoch_of, train_loader
 
 SHAPES = [  # images, inputs, outputs, height, width
     (3, 128, 136, 8, 8),
@@ -50,7 +58,7 @@ def test_it_is_the_same_convolution(monkeypatch, shape, dtype, error, part):
 
 
 def test_what_is_replaced():
-    model = models.create_model("resnet18", 10, 32)
+    model = models.create_model("resnet18", 10, 32, init="ones")  # timm's begin at zero there
     names, before = list(model.state_dict()), dict(model.named_parameters())
     images = torch.randn(2, 3, 32, 32)
     expected = model(images)
@@ -62,7 +70,38 @@ def test_what_is_replaced():
     assert fast == {f"{block}.conv{i}" for block in blocks for i in (1, 2)} - strided
     assert list(model.state_dict()) == names
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
-    assert torch.allclose(model(images), expected, atol=1e-4)
+    found = model(images)
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_a_step_of_a_learner(shapes_dir):
+    """Wired in, with averaged weights and the explainer's copy: the same but for rounding."""
+    loaded = data.load("shapes", shapes_dir)
+    after = {}
+    for choice in ("true", "false"):
+        config = Config(
+            dataset="shapes",
+            winograd=choice,
+            device="cpu",
+            amp="false",
+            init="ones",
+            ema=0.5,
+            max_lr=0.01,
+            schedule="constant",
+        )
+        made = learner.Learner(config, loaded, 1)
+        fast = any(isinstance(one, winograd.Convolution) for one in made.model.modules())
+        assert fast == (choice == "true")
+        (batch,) = itertools.islice(epoch_of(train_loader(loaded, Augmentation(), 8, 0), 1), 1)
+        made.begin_epoch(1)
+        loss, _ = made.train_step(batch)
+        made.begin_measuring()
+        logits, _ = made.measure(batch.images)
+        maps = Explainer(made)(batch.images[:2].numpy(), np.array([0, 1]))[1]
+        after[choice] = loss, logits, torch.from_numpy(maps)
+    for one, other, error in zip(*after.values(), (1e-4, 1e-2, 3e-2), strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=error), (one - other).abs().max()
 
 
 @pytest.mark.parametrize(
