@@ -33,7 +33,8 @@ LIBRARIES = (
 def note_start(folder: "RunFolder", learner: "Learner", data: "Data") -> None:
     """Into the run's about.json: what it is made of, and one more start."""
     parameters = sum(p.numel() for p in learner.model.parameters())
-    start = {**about_start(), "device": device_name(learner.device), "bf16": learner.amp}
+    start = {**about_start(), "device": device_name(learner.device)}
+    start |= {"bf16": learner.amp, "winograd": learner.winograd}
     if learner.ranks.several:
         start["processes"] = learner.ranks.world
     folder.write_about(start, {**about_data(data), "parameters": parameters})

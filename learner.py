@@ -53,7 +53,8 @@ class Learner:
         if ranks.several and self.device.type == "cuda":  # torch has none for a CPU
             self.model = models.with_synchronised_norms(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
-        if wants_winograd(config.winograd, self.device, self.amp):
+        self.winograd = wants_winograd(config.winograd, self.device, self.amp)
+        if self.winograd:
             winograd.replace(self.model)
         for size in (*(pixels for pixels, _ in self.stages), self.image_size):
             models.check_fit(self.model, config.model, size)

@@ -16,7 +16,6 @@ import fcntl
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +29,8 @@ import sweep_file
 from cli import Mistake
 from collection import best, is_study, read_history, read_summary
 from config import Config, to_dict
-from run_folder import is_in_use, new_id, writing
+from journal import open_journal
+from run_folder import is_in_use, writing
 from sweep_parameters import distribution
 from tracking import PROJECT
 from trial import Job
@@ -38,7 +38,6 @@ from trial import Job
 # What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
 # change between two calls.
 FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
-STUDY = "sweep"  # its name in the journal
 CLAIM_TRIES, CLAIM_PAUSE_S = 3, 0.01
 ENDS = ("finished", "stopped", "failed")
 
@@ -64,28 +63,6 @@ class Standing:
     value: float | None
     error: tuple[str, ...]
     seconds: float  # of its epochs, in all
-
-
-class JournalLock:
-    """flock for Optuna's journal: it ends with its process, however that ends. A line that a full
-    disk or a crash has cut is taken away, as it would spoil the next one.
-    """
-
-    def __init__(self, journal: Path):
-        self.journal, self.file = journal, None
-
-    def acquire(self) -> bool:
-        self.file = open(self.journal, "ab+")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
-        size = self.file.seek(0, 2)
-        self.file.seek(max(size - 1, 0))
-        if size and self.file.read(1) != b"\n":
-            self.file.seek(0)
-            self.file.truncate(self.file.read().rfind(b"\n") + 1)
-        return True
-
-    def release(self) -> None:
-        self.file.close()
 
 
 class Study:
@@ -375,21 +352,7 @@ def _compare_command(before: dict[str, Any], now: dict[str, Any], folder: Path) 
 
 
 def _open(folder: Path, sweep: dict[str, Any]) -> Study:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    journal = folder / "study.journal"
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
-        if not storage.get_all_studies():
-            direction = sweep["metric"].get("goal", "minimize")
-            optuna.create_study(storage=storage, study_name=STUDY, direction=direction)
-        study = optuna.load_study(study_name=STUDY, storage=storage)
-        if "token" not in study.user_attrs:  # new, or its maker was killed between the two lines
-            study.set_user_attr("token", new_id()[:4])
-        return Study(folder, sweep, study.user_attrs["token"], study, storage)
-    except (ValueError, KeyError, TypeError, AssertionError, IsADirectoryError) as error:
-        raise Mistake(f"{journal}: this is no journal of a study ({error})") from error
+    optuna_study, storage = open_journal(
+        folder / "study.journal", sweep["metric"].get("goal", "minimize")
+    )
+    return Study(folder, sweep, optuna_study.user_attrs["token"], optuna_study, storage)
