@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,9 +190,11 @@ class Taker:
 def resumed(begun: Path, folder: Path) -> dict | None:
     """The state that a run in `folder` goes on with; None where it is refused in a line."""
     config = from_mapping(yaml.safe_load((begun / "config.yaml").read_text()))
+    before = loaded((begun / "last.pt").read_bytes())
+    data = SimpleNamespace(fingerprint=before["split"], order=before["order"])
     run, taker = RunFolder(folder.parent, folder.name), Taker()
     try:
-        Record(config, None, run).resume(taker)
+        Record(config, data, run).resume(taker)
     except Mistake as mistake:
         (line,) = str(mistake).splitlines()
         assert str(folder / "last.pt") in line
