@@ -40,7 +40,7 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if platform.libc_ver()[0] == "glibc" and mallopt:
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
 def missing_for_compile() -> str:

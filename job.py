@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @cache
 def import_libraries() -> None:
-    """Those that take seconds; a fifth less where nobody looks for garbage among their millions
-    of objects, which stay.
+    """Those that take seconds; a sixth less where nobody looks for garbage among their objects,
+    which stay.
     """
     from tracking import import_client
 

@@ -254,8 +254,10 @@ def wants_compile(compile: str, device: torch.device, amp: bool, total_steps: in
 
 def wants_winograd(winograd: str, device: torch.device, amp: bool) -> bool:
     """Where torch multiplies in float32 on a CPU: two thirds of a step's time on two cores."""
-    if device.type != "cpu" or amp or winograd != "auto":
-        return device.type == "cpu" and not amp and winograd == "true"
+    if device.type != "cpu" or amp:
+        return False
+    if winograd != "auto":
+        return winograd == "true"
     return cpu.multiplies_in_halves() and torch.get_num_threads() <= WINOGRAD_UP_TO_THREADS
 
 

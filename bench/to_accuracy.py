@@ -1,6 +1,6 @@
 """Training time until both are as accurate: train.py against timm's way, on 50 classes.
 
-    python bench/to_accuracy.py [--data_dir=data] [--dir=FOLDER]     3 hours on 2 cores without bf16
+    python bench/to_accuracy.py [--data_dir=data] [--dir=FOLDER]     hours on a CPU without bf16
 
 ResNet18 on 50 classes of Tiny ImageNet, the same 70/30 split, batches of 128 and as many epochs;
 SGD with Nesterov's momentum, its rate up to 0.25 and down to nothing, weight decay 5e-4, labels
