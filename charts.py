@@ -77,6 +77,32 @@ def curves(rows: Sequence[dict[str, Any]], best_epoch: int, title: str) -> Figur
     return figure
 
 
+def localisation(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Where it looked, epoch by epoch, beside what needs no model."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 3.8))
+        for axis, key, name, trivial in zip(
+            figure.subplots(1, 2),
+            ("val/cam_energy", "val/cam_pointing"),
+            ("share of the map's energy inside the box", "images whose peak is inside the box"),
+            ("a uniform map", "the image's centre"),
+            strict=True,
+        ):
+            measured = [row for row in rows if key in row]
+            epochs = [row["epoch"] for row in measured]
+            scores = [row[key] for row in measured]
+            baseline = scores[-1] - measured[-1][f"{key}_lift"]  # of the images: always the same
+            axis.plot(epochs, scores, color=VAL, marker="o", ms=4, label="Grad-CAM, true class")
+            axis.axhline(baseline, color=MARK, ls="--", label=trivial)
+            axis.set_title(name, loc="left", fontsize=10)
+            axis.set_xlabel("epoch")
+            axis.set_ylim(0, 1)
+            axis.yaxis.set_major_formatter(PercentFormatter(1))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.legend(loc="lower right")
+    return figure
+
+
 def class_accuracy(true: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> Figure:
     """Every class as a bar, sorted; of many classes the best and the worst 20 with their names."""
     count = np.bincount(true, minlength=len(names))

@@ -11,7 +11,10 @@ import torch
 import yaml
 from small_cifar10 import write_cifar10
 
+import resolution
+from bench.results import RESULTS
 from cli import Mistake
+from collection import read_history
 from config import FIELDS, from_mapping, read_recipe
 from conftest import REPO, write_tree
 from learner import schedule_of
@@ -27,7 +30,7 @@ def recipe(name, **changed):
 
 
 def test_all_are_there():
-    names = "adam_onecycle_224 best cifar10_resnet18 cifar10_small cyclic_plateau"
+    names = "adam_onecycle_224 best cifar10_resnet18 cifar10_small cpu cyclic_plateau"
     assert list(FILES) == [*names.split(), "linear_onecycle", "onecycle_sgd"]
     assert all(path.suffix == ".yaml" for path in FILES.values())
 
@@ -90,6 +93,13 @@ def test_published_rates_of_linear_onecycle(changed):
     assert seen[-1][0] == pytest.approx(0.0002, rel=1e-12)
 
 
+@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/")), ids=lambda path: path.name)
+def test_what_was_measured_had_the_rates_of_the_recipe_that_is_here(folder):
+    steps, seen = rates(recipe(folder.name), TINY)
+    for row in read_history(folder):
+        assert row["lr"] == pytest.approx(seen[int(row["epoch"]) * steps][0], rel=1e-9)
+
+
 def test_the_peak_of_adam_onecycle_224_is_after_epoch_4_and_nothing_is_annihilated():
     steps, seen = rates(recipe("adam_onecycle_224"), 100_000)
     highest = max(range(len(seen)), key=lambda step: seen[step][0])
@@ -114,6 +124,14 @@ def test_the_triangles_of_cyclic_plateau_come_half_way_down():
 @pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_small"])
 def test_an_epoch_of_cifar10_has_the_published_steps(name):
     assert rates(recipe(name), 50_000)[0] == 391
+
+
+def test_cpu_grows_from_32_pixels_to_64():
+    config = recipe("cpu")
+    stages = resolution.parse(config.resolution_schedule)
+    sizes = [resolution.training_size(stages, epoch, 12, 64) for epoch in range(1, 13)]
+    assert sizes == [32] * 8 + [48] * 3 + [64]
+    assert config.epochs == 12
 
 
 def test_the_mixes_of_best_end_after_epoch_45():

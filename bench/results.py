@@ -1,0 +1,111 @@
+"""A run's results as they go into this repository: text, and charts that are drawn from it alone.
+
+    python bench/results.py                draws the charts of all folders in bench/results/ again
+    python bench/results.py runs/ID NAME   takes that run's text to bench/results/NAME/, and draws
+
+Text: history.csv as the run wrote it; summary.json; confusions.csv, how many validation images of
+each class were taken for which one by best.pt; about.json, where flags that only say where things
+lie are left out. None of it shows an image of the data set.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+
+import charts
+import cli
+from cli import Mistake
+from collection import HISTORY, PastRun, read_history, read_json, read_run
+from viz import write_picture
+
+RESULTS = Path(__file__).parent / "results"
+PLACES = ("--data_dir", "--output_dir", "--run_id")
+
+
+def take(run: PastRun, folder: Path) -> None:
+    """The run's text, as far as it may and need be published."""
+    if not run.rows or run.predictions is None:
+        raise Mistake(f"{run.folder} has no history.csv or no predictions.npz: nothing to keep")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run.folder / HISTORY, folder / HISTORY)
+    told = {key: value for key, value in run.summary.items() if key != "run_id"}
+    write_json(folder / "summary.json", told)
+    write_json(folder / "about.json", without_places(run.about))
+    pairs = np.stack([run.predictions["true"], run.predictions["predicted"]], 1)
+    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
+    with (folder / "confusions.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["true", "predicted", "images"])  # classes: places in about.json's list
+        writer.writerows(np.column_stack([pairs, counts]).tolist())
+
+
+def without_places(about: dict[str, Any]) -> dict[str, Any]:
+    starts = []
+    for start in about["starts"]:
+        words, kept = iter(shlex.split(start["command"])), []
+        for word in words:
+            flag, equals, _ = word.partition("=")
+            if flag not in PLACES:
+                kept.append(word)
+            elif not equals:
+                next(words)  # its value
+        starts.append({**start, "command": shlex.join(kept)})
+    return {**about, "starts": starts}
+
+
+def write_json(path: Path, told: dict[str, Any]) -> None:
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def draw(folder: Path) -> list[Path]:
+    """Every chart, from the folder's text."""
+    rows, names = read_history(folder), read_json(folder / "about.json")["classes"]
+    for row in rows:
+        row["epoch"] = int(row["epoch"])
+    counted = np.loadtxt(folder / "confusions.csv", int, delimiter=",", skiprows=1, ndmin=2)
+    true, predicted = np.repeat(counted[:, :2], counted[:, 2], axis=0).T
+    best = max(rows, key=lambda row: row["val/acc"])["epoch"]
+    figures = {
+        "curves": charts.curves(rows, best, folder.name),
+        "classes": charts.class_accuracy(true, predicted, names),
+        "confusions": charts.confusions(true, predicted, names),
+    }
+    if any("val/cam_energy_lift" in row for row in rows):
+        figures["localisation"] = charts.localisation(rows)
+    return [write_picture(one, folder / f"{name}.png") for name, one in figures.items()]
+
+
+def main(arguments: list[str]) -> int:
+    parser = cli.Parser(
+        prog="python bench/results.py",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("run", nargs="?", type=Path, metavar="runs/ID", help="take this run's text")
+    parser.add_argument("name", nargs="?", help="the folder's name in bench/results/")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: bench/results)")
+    options = parser.parse_args(arguments)
+    if options.run and not options.name:
+        raise Mistake("give the result a name: python bench/results.py runs/ID NAME")
+    if options.run:
+        folders = [options.results / options.name]
+        take(read_run(options.run.resolve()), folders[0])
+    else:
+        folders = sorted(options.results.glob("*/"))
+    for folder in folders:
+        for path in draw(folder):
+            print(f"wrote {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,73 @@
+"""bench/results: what a run leaves in the repository, and that the README says the same."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from past import write_run
+
+from bench.results import RESULTS, without_places
+from collection import read_history
+from conftest import REPO, assert_mistake, run
+
+KEPT = sorted(RESULTS.glob("*/"))
+
+
+def results(*arguments, to: Path):
+    return run("bench/results.py", *map(str, arguments), "--results", str(to))
+
+
+def test_text_and_charts_of_a_run(tmp_path):
+    folder = write_run(tmp_path / "runs", "a", epochs=3, images=60)
+    to = tmp_path / "results"
+    to.mkdir()
+    done = results(folder, "mine", to=to)
+    assert done.returncode == 0, done.stderr
+    kept = to / "mine"
+    charts = {"curves.png", "classes.png", "confusions.png", "localisation.png"}
+    texts = {"history.csv", "summary.json", "about.json", "confusions.csv"}
+    assert {path.name for path in kept.iterdir()} == charts | texts
+    assert (kept / "history.csv").read_bytes() == (folder / "history.csv").read_bytes()
+    predictions = np.load(folder / "predictions.npz")
+    right = (predictions["true"] == predictions["predicted"]).sum()
+    counts = list(csv.DictReader((kept / "confusions.csv").open()))
+    assert sum(int(row["images"]) for row in counts) == 60
+    assert sum(int(row["images"]) for row in counts if row["true"] == row["predicted"]) == right
+
+    first = {path: path.read_bytes() for path in kept.glob("*.png")}
+    for path in first:
+        path.unlink()
+    assert results(to=to).returncode == 0  # from the text alone
+    assert {path: path.read_bytes() for path in kept.glob("*.png")} == first
+
+
+def test_a_run_without_boxes_has_no_chart_of_where_it_looked(tmp_path):
+    folder = write_run(tmp_path / "runs", "a", epochs=1, boxes=False)
+    assert results(folder, "mine", to=tmp_path).returncode == 0
+    assert not (tmp_path / "mine" / "localisation.png").exists()
+
+
+def test_commands_are_kept_without_the_places_of_a_machine():
+    command = "python train.py --data_dir /mnt/x --max_lr=0.1 --output_dir='/a b' --run_id=r"
+    told = without_places({"parameters": 1, "starts": [{"command": command, "cores": 2}]})
+    kept = {"command": "python train.py --max_lr=0.1", "cores": 2}
+    assert told == {"parameters": 1, "starts": [kept]}
+
+
+def test_mistakes(tmp_path):
+    begun = write_run(tmp_path / "runs", "a", reached=None, epochs=0)
+    assert_mistake(results(begun, "mine", to=tmp_path), "nothing to keep")
+    assert_mistake(results(begun, to=tmp_path), "give the result a name")
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+def test_what_the_readme_says_is_what_was_measured(folder):
+    lines = (REPO / "README.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `{folder.name}` |"))
+    said = re.findall(r"([\d.]+) after epoch (\d+)", row)
+    measured = read_history(folder)
+    assert said
+    for accuracy, epoch in said:
+        assert accuracy == f"{100 * measured[int(epoch) - 1]['val/acc']:.2f}"
