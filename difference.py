@@ -135,8 +135,8 @@ def gallery(
 
 def _maps(run: PastRun, positions: np.ndarray, given: dict[str, Any]) -> tuple:
     """The data and the run's maps for what it predicts."""
-    from record import load_weights, open_run
-    from viz import look, read_predictions
+    from record import load_weights, open_run, read_predictions
+    from viz import look
 
     assert run.folder, "runs of W&B have no predictions"
     _, data, learner = open_run(run.folder, given)

@@ -109,8 +109,7 @@ class Reopened(Tracker):
 def draw_mistakes(kept: Kept) -> tuple[list["Explained"], str]:
     """As the run did at its end, from best.pt and the data; or why that cannot be."""
     from mistakes import explain_mistakes
-    from record import load_weights, open_run
-    from viz import read_predictions
+    from record import load_weights, open_run, read_predictions
 
     try:
         if not Path(kept.config["data_dir"]).is_dir():

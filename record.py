@@ -26,6 +26,7 @@ OTHER_ORDER = (
     "the data folder has the same images in another order, or with other labels (val/ or wnids.txt "
     "sorted otherwise?); lay it out as it was"
 )
+HALF_KEPT = "it was killed while it kept an epoch; go on with the run first"
 
 
 class Record:
@@ -117,13 +118,15 @@ def check_split(path: Path, fingerprint: str, data: "Data") -> None:
         )
 
 
-def read_predictions(folder: Path, data: "Data") -> dict[str, np.ndarray]:
-    """predictions.npz, where it is of these images in this order."""
+def read_predictions(folder: Path, data: "Data", epoch: int | None = None) -> dict[str, np.ndarray]:
+    """predictions.npz, if it is of these images in this order, and of the weights of this epoch."""
     predictions = read_arrays(folder / "predictions.npz")
     check_split(folder, str(predictions["fingerprint"]), data)
     now = {"index": data.val, "true": data.labels[data.val]}
     if not all(np.array_equal(predictions[name], values) for name, values in now.items()):
         raise Mistake(f"{folder}: {OTHER_ORDER}")
+    if epoch not in (None, predictions["epoch"]):
+        raise Mistake(f"{folder}: {HALF_KEPT}")
     return predictions
 
 

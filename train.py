@@ -29,10 +29,10 @@ from ranks import Ranks, start_processes
 
 if TYPE_CHECKING:
     from data import Data
-    from job import Job
     from learner import Learner
     from localisation import Looks
     from tracking import Tracker
+    from training import Training
 
 LOSSES_HELD = 50  # steps between two looks at the loss on a GPU: each waits for the device
 
@@ -43,6 +43,7 @@ def train_one_epoch(
     epoch: int,
     after_step: Callable[[float], None],
     title: str = "",
+    steps: int | None = None,
 ) -> dict[str, float]:
     """One time through the training images; `after_step(lr)` is called after every batch."""
     from tqdm import tqdm
@@ -53,7 +54,7 @@ def train_one_epoch(
     hidden = None if learner.ranks.first else True  # None: where there is no terminal
     waited = 0.0
     start = time.perf_counter()
-    with tqdm(batches, title, unit=" steps", leave=False, disable=hidden) as bar:
+    with tqdm(batches, title, steps, unit=" steps", leave=False, disable=hidden) as bar:
         for batch, seconds in timed(bar):
             waited += seconds
             lr = learner.lr
@@ -119,6 +120,62 @@ def evaluate(
     )
 
 
+def train_epochs(
+    training: "Training", tracker: "Tracker | None", check: Callable[[], None]
+) -> None:
+    """From the first one that is not done to the last."""
+    for epoch in range(len(training.record.rows) + 1, training.config.epochs + 1):
+        one_epoch(training, epoch, tracker, check)
+    training.ranks.leave()
+
+
+def one_epoch(
+    training: "Training", epoch: int, tracker: "Tracker | None", check: Callable[[], None]
+) -> None:
+    """Train, measure, and of several processes the first one: keep and tell."""
+    from loader import epoch_of
+
+    start = time.perf_counter()
+    learner, steps = training.learner, len(training.train_loader)
+    step = (epoch - 1) * steps
+
+    def after_step(lr: float) -> None:
+        nonlocal step
+        step += 1
+        if tracker:
+            tracker.log({"train/step": step, "train/lr_step": lr})
+        check()
+
+    title = f"epoch {epoch}/{training.config.epochs}"
+    batches = epoch_of(training.train_loader, epoch)
+    trained = train_one_epoch(learner, batches, epoch, after_step, title, steps)
+    batches = epoch_of(training.val_loader, epoch)
+    measured = evaluate(learner, batches, looks_of(training.data), check)
+    learner.schedule.step_epoch(measured.loss)
+    row = {
+        "epoch": epoch,
+        "lr": learner.lr,
+        "train/loss": trained["train/loss"],
+        "train/acc": trained["train/acc"],
+        **measured.metrics(),
+        "time/images_per_s": trained["time/images_per_s"],
+        "time/epoch_s": time.perf_counter() - start,
+        "time/loader_wait": trained["time/loader_wait"],
+    }
+    if not training.folder:
+        training.record.rows.append(row)
+        return
+    training.record.keep(row, measured, learner)
+    tracker.log(row)
+    tracker.log_picture("val/gradcam", training.draw_panel(training.alone(check)))
+    print(
+        f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
+        f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
+        f"{learner.lr:.3g}, {row['time/images_per_s']:.0f} images/s, {row['time/epoch_s']:.0f} s",
+        flush=True,
+    )
+
+
 def looks_of(data: "Data") -> "Looks":
     from localisation import Looks
 
@@ -127,9 +184,9 @@ def looks_of(data: "Data") -> "Looks":
 
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
-    from job import prepare
     from run_folder import check_id, new_id
     from tracking import Tracker, check_project, in_sweep
+    from training import prepare
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
@@ -139,10 +196,10 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         return help_out(ranks, ending)
     check_project()
     run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
-    tracker = None
+    folder, tracker = Path(config.output_dir) / run_id, None
 
     def start_tracker() -> Tracker:
-        return Tracker(config, run_id, Path(config.output_dir) / run_id, lambda: ending.ask("stop"))
+        return Tracker(config, run_id, folder, lambda: ending.ask("stop"))
 
     if in_sweep():  # first of all: a suggestion that no run claims is handed out again
         tracker = start_tracker()
@@ -153,77 +210,79 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
             tracker.finish(exit_code=2)
             raise
     try:
-        job = prepare(config, ranks, run_id)
-        if job.folder.state() != "finished":
-            job.begin()
+        training = prepare(config, ranks, run_id)
+        if training.folder.state() != "finished":
+            training.begin()
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
-        raise as_failure(problem, Path(config.output_dir) / run_id) from problem
-    if ranks.share(job.folder.state() == "finished"):
-        print(f"{job.folder.path} is finished: nothing to do")
-        summary = job.folder.read_summary()
-        job.folder.close()
+        raise as_failure(problem, folder) from problem
+    if ranks.share(training.folder.state() == "finished"):
+        print(f"{training.folder.path} is finished: nothing to do")
+        summary = training.folder.read_summary()
+        training.folder.close()
         if tracker:
             tracker.finish(exit_code=0)
         return summary
     tracker = tracker or start_tracker()
-    return carry_out(job, tracker, ending)
+    return carry_out(training, tracker, ending)
 
 
-def carry_out(job: "Job", tracker: "Tracker", ending: Ending) -> dict[str, Any]:
+def carry_out(training: "Training", tracker: "Tracker", ending: Ending) -> dict[str, Any]:
     """Train and end, in whichever way; every way leaves a summary and a finished W&B run."""
     code = 1
     state = "failed"
     try:
         with workers_may_end(ending):
             ending.check_together()
-            job.say_what(tracker)
-            job.run(tracker, ending.check_together)
-            job.end(tracker, ending.check)
+            training.say_what(tracker)
+            train_epochs(training, tracker, ending.check_together)
+            training.end(tracker, ending.check)
         state, code = "finished", 0
     except Ended as ended:
         state, code = STATES[ended.request], EXIT_CODES[ended.request]
         if ended.request == "preempt":
             tracker.mark_preempting()
     except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, job.folder.path) from error
+        raise as_failure(error, training.folder.path) from error
     finally:
-        summary = write_down_the_end(job, tracker, state, code)
-    print(f"{state}: {job.folder.path}", flush=True)
+        summary = write_down_the_end(training, tracker, state, code)
+    print(f"{state}: {training.folder.path}", flush=True)
     return summary
 
 
-def write_down_the_end(job: "Job", tracker: "Tracker", state: str, code: int) -> dict[str, Any]:
-    summary = job.record.summary(state)
+def write_down_the_end(
+    training: "Training", tracker: "Tracker", state: str, code: int
+) -> dict[str, Any]:
+    summary = training.record.summary(state)
     try:
-        job.folder.write_summary(summary)
+        training.folder.write_summary(summary)
     except OSError as error:
         code = code or 1
         if state != "failed":  # what has failed is on its way to the user
-            raise as_failure(error, job.folder.path) from error
+            raise as_failure(error, training.folder.path) from error
     finally:
         tracker.summarize({k: v for k, v in summary.items() if k != "run_id"})
         tracker.finish(code)
-        job.folder.close()
+        training.folder.close()
     return summary
 
 
 def help_out(ranks: Ranks, ending: Ending) -> dict[str, Any]:
     """Train and measure a part of each batch; the first process keeps, tells and ends."""
-    from job import prepare
+    from training import prepare
 
-    job = prepare(None, ranks)
+    training = prepare(None, ranks)
     if ranks.share(None):  # the run is finished
         return {}
     try:
         with workers_may_end(ending):
             ending.check_together()
-            job.run(None, ending.check_together)
+            train_epochs(training, None, ending.check_together)
     except Ended:
         pass  # by a signal, if at all, the first one dies: it has more to do until then
     except (MemoryError, RuntimeError, OSError) as error:
-        failure = as_failure(error, job.path)
+        failure = as_failure(error, training.path)
         if isinstance(failure, Failure) and failure.said_by_all:
             ranks.outlast_first()
         raise failure from error
@@ -292,6 +351,4 @@ def command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    import train  # under its own name, as job.py has it, and not once more
-
-    cli.run(train.command)
+    cli.run(command)

@@ -167,6 +167,7 @@ def draw_run(
     """
     import charts
     from augment import Augmenter
+    from record import read_predictions
 
     predictions = read_predictions(folder, data, best_epoch)
     names, true, predicted = data.cache.names, predictions["true"], predictions["predicted"]
@@ -207,19 +208,9 @@ def write_picture(picture: Any, path: Path) -> Path:
     return path
 
 
-def read_predictions(folder: Path, data: "Data", epoch: int) -> dict[str, np.ndarray]:
-    """predictions.npz, if it is of these images in this order and of the weights of this epoch."""
-    import record
-
-    predictions = record.read_predictions(folder, data)
-    if predictions["epoch"] != epoch:
-        raise Mistake(f"{folder} was killed while it kept an epoch; go on with the run first")
-    return predictions
-
-
 def redraw(folder: Path, changed: dict[str, Any]) -> int:
     import checkpoint
-    from record import load_weights, open_run
+    from record import HALF_KEPT, load_weights, open_run
     from run_folder import RunFolder
 
     config, data, learner = open_run(folder, changed)
@@ -230,7 +221,7 @@ def redraw(folder: Path, changed: dict[str, Any]) -> int:
     last = checkpoint.load(folder / "last.pt", ("history", "best"))
     rows, best_epoch = last["history"], load_weights(learner, folder / "best.pt")
     if best_epoch != last["best"]["best_epoch"]:
-        raise Mistake(f"{folder} was killed while it kept an epoch; go on with the run first")
+        raise Mistake(f"{folder}: {HALF_KEPT}")
     paths, _ = draw_run(folder, config, data, learner, rows, best_epoch)
     for path in (*paths.values(), folder / "figures" / "gradcam.jpg"):
         print(f"wrote {path}")

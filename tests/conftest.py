@@ -136,3 +136,11 @@ def start(zygote, shapes_dir):
         return Run(zygote, folder, *arguments, run_id=run_id, patch=patch, **(env or {}))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(start, tmp_path_factory) -> Path:
+    """The folder of a run that was left alone."""
+    run = start(tmp_path_factory.mktemp("undisturbed"), workers=2)
+    assert run.wait() == 0, run.text
+    return run.folder

@@ -89,13 +89,13 @@ def slow(*arguments, **named):
 mistakes._explain_some = slow
 """,
     "ending": """
-import job, pathlib, time
-real_end = job.Job.end
+import training, pathlib, time
+real_end = training.Training.end
 def slow(self, tracker, check):
     (pathlib.Path(os.environ["HOME"]) / "here").touch()
     time.sleep(1.5)
     return real_end(self, tracker, check)
-job.Job.end = slow
+training.Training.end = slow
 """,
 }
 

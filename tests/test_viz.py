@@ -15,6 +15,7 @@ from PIL import Image
 
 import data
 import localisation
+import record
 import train
 import viz
 from charts import most_confused, short
@@ -311,14 +312,14 @@ def test_a_run_that_was_killed_while_it_kept_an_epoch_is_not_drawn(finished, tmp
 def test_images_in_another_order_are_not_drawn(finished, shapes_dir):
     loaded = data.load("shapes", shapes_dir)
     epoch = summary(finished.folder)["best_epoch"]
-    assert viz.read_predictions(finished.folder, loaded, epoch)
+    assert record.read_predictions(finished.folder, loaded, epoch)
     labels = loaded.cache.labels.copy()
     labels[loaded.val] = labels[loaded.val][::-1]
     other = dataclasses.replace(loaded, cache=dataclasses.replace(loaded.cache, labels=labels))
     assert (labels != loaded.labels).any()
     for changed in (other, dataclasses.replace(loaded, val=loaded.val[::-1])):
         with pytest.raises(Mistake, match="another order"):
-            viz.read_predictions(finished.folder, changed, epoch)
+            record.read_predictions(finished.folder, changed, epoch)
 
 
 def test_few_images_no_boxes_and_no_mistakes_to_show(start, tmp_path):

@@ -57,7 +57,7 @@ def finish(start, home: Path, undisturbed: Path, lines: list[str], **flags) -> N
     assert not [path for path in run.folder.rglob("*") if path.name.endswith((".tmp", ".new"))]
 
 
-QUICK = {("checkpoint", 2)}  # of them in every test run; ten more kills are in test_train.py
+QUICK = {("checkpoint", 2)}  # of them in every test run; ten more kills are in test_resume.py
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,17 @@
 """A run between its checks and its end: what is trained, on what, and what came out so far.
 
-`prepare` checks everything that a run needs and gives a `Job`, opened; then it begins, runs and
-ends. Of several processes all run, and the first one alone opens a folder, keeps, tells and
-ends.
+`prepare` checks everything that a run needs and gives a `Training`, opened. It begins, train.py
+goes through its epochs, and it ends. Of several processes all train, and the first one alone opens
+a folder, keeps, tells and ends.
 """
 
 import atexit
 import gc
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import train
 from cli import Mistake
 from config import Config, to_dict
 from ranks import Ranks
@@ -47,7 +45,7 @@ def import_libraries() -> None:
     atexit.register(gc.unfreeze)  # or extensions complain of what is left at the end
 
 
-class Job:
+class Training:
     def __init__(self, config: Config, data: "Data", ranks: Ranks, run_id: str):
         from learner import Learner, find_device
         from loader import train_loader, val_loader
@@ -100,54 +98,6 @@ class Job:
                 "layer; pictures have maps where it has feature maps"
             )
 
-    def run(self, tracker: "Tracker | None", check: Callable[[], None]) -> None:
-        for epoch in range(len(self.record.rows) + 1, self.config.epochs + 1):
-            self.one_epoch(epoch, tracker, check)
-        self.ranks.leave()
-
-    def one_epoch(self, epoch: int, tracker: "Tracker | None", check: Callable[[], None]) -> None:
-        from loader import epoch_of
-
-        start = time.perf_counter()
-        step = (epoch - 1) * len(self.train_loader)
-
-        def after_step(lr: float) -> None:
-            nonlocal step
-            step += 1
-            if tracker:
-                tracker.log({"train/step": step, "train/lr_step": lr})
-            check()
-
-        title = f"epoch {epoch}/{self.config.epochs}"
-        batches = EpochBatches(epoch_of(self.train_loader, epoch), len(self.train_loader))
-        trained = train.train_one_epoch(self.learner, batches, epoch, after_step, title)
-        batches = epoch_of(self.val_loader, epoch)
-        measured = train.evaluate(self.learner, batches, train.looks_of(self.data), check)
-        self.learner.schedule.step_epoch(measured.loss)
-        row = {
-            "epoch": epoch,
-            "lr": self.learner.lr,
-            "train/loss": trained["train/loss"],
-            "train/acc": trained["train/acc"],
-            **measured.metrics(),
-            "time/images_per_s": trained["time/images_per_s"],
-            "time/epoch_s": time.perf_counter() - start,
-            "time/loader_wait": trained["time/loader_wait"],
-        }
-        if not self.folder:
-            self.record.rows.append(row)
-            return
-        self.record.keep(row, measured, self.learner)
-        tracker.log(row)
-        tracker.log_picture("val/gradcam", self.draw_panel(self.alone(check)))
-        print(
-            f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
-            f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
-            f"{self.learner.lr:.3g}, {row['time/images_per_s']:.0f} images/s, "
-            f"{row['time/epoch_s']:.0f} s",
-            flush=True,
-        )
-
     def alone(self, check: Callable[[], None]) -> Callable[[], None]:
         """For what the first of several processes does while the others are in the next epoch."""
         return (lambda: None) if self.ranks.several else check
@@ -183,20 +133,7 @@ class Job:
         print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
 
 
-class EpochBatches:
-    """An iterator with a length, for the progress bar."""
-
-    def __init__(self, batches: Iterator, count: int):
-        self.batches, self.count = batches, count
-
-    def __iter__(self) -> Iterator:
-        return self.batches
-
-    def __len__(self) -> int:
-        return self.count
-
-
-def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> Job:
+def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> Training:
     """Every check that needs the data, the device or the disk, before anything is written but the
     run's empty folder.
 
@@ -211,12 +148,12 @@ def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> J
     with ranks.first_of_machine():  # it decodes the images, where nobody has done so yet
         data = load_data(config, meanwhile=import_libraries)
     import_libraries()  # where few files left no while
-    job = Job(config, data, ranks, run_id)
+    training = Training(config, data, ranks, run_id)
     folder = RunFolder(Path(config.output_dir), run_id) if ranks.first else None
     try:
-        job.open(folder)
+        training.open(folder)
     except Mistake:
         if folder:
             folder.close()
         raise
-    return job
+    return training
