@@ -56,10 +56,10 @@ class Learner:
         self.winograd = wants_winograd(config.winograd, self.device, self.amp)
         if self.winograd:
             winograd.replace(self.model)
-        for size in (*(pixels for pixels, _ in self.stages), self.image_size):
-            models.check_fit(self.model, config.model, size)
+        for pixels, _ in self.stages:
+            models.check_fit(self.model, config.model, pixels)
         # Whether Grad-CAM has a closed form, see localisation.py.
-        self.explains = models.head(self.model, self.image_size) is not None
+        self.explains = models.head(self.model, config.model, self.image_size) is not None
         self.average = _average(self.model, config.ema)
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch

@@ -17,8 +17,10 @@ under batch norm the same learning rate moves them further); code that says noth
 initialisation has it.
 """
 
+import contextlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,12 +94,20 @@ def _create_timm(name: str, num_classes: int, image_size: int) -> "nn.Module":
 
 def check_fit(model: "nn.Module", name: str, image_size: int) -> None:
     """Raise Mistake where the model cannot take images of this size; one of zeros is tried."""
+    with _trying(model, name, image_size) as image:
+        model(image)
+
+
+@contextlib.contextmanager
+def _trying(model: "nn.Module", name: str, image_size: int) -> "Iterator[torch.Tensor]":
+    """An image of zeros for the model, in evaluation; Mistake for what it raises of it."""
     import torch
 
     training, device = model.training, next(model.parameters()).device
+    model.eval()
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+            yield torch.zeros(1, 3, image_size, image_size, device=device)
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
@@ -225,35 +235,29 @@ def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
     ]
 
 
-def head(model: "nn.Module", image_size: int) -> "nn.Linear | None":
+def head(model: "nn.Module", name: str, image_size: int) -> "nn.Linear | None":
     """The linear layer, where logits = W @ mean(maps) + b with maps = forward_features(images).
 
     There Grad-CAM at the last map has a closed form. None for a model that ends otherwise; tried
-    out with maps of noise, so that it holds for every model that there is.
+    out with maps of noise, so that it holds for every model that there is. Checks the fit, too.
     """
     import torch
     from torch import nn
 
     linear = model.get_classifier()
-    if not isinstance(linear, nn.Linear):
-        return None
-    training = model.training
-    device, noise = linear.weight.device, torch.Generator().manual_seed(0)
-    try:
-        with torch.no_grad():
-            maps = model.eval().forward_features(
-                torch.zeros(1, 3, image_size, image_size).to(device)
-            )
-            if (
-                not isinstance(maps, torch.Tensor)
-                or maps.ndim != 4
-                or maps.shape[1] != linear.in_features
-            ):
-                return None
-            maps = torch.randn(maps.shape, generator=noise).to(device)
-            same = torch.allclose(model.forward_head(maps), linear(maps.mean((2, 3))), atol=1e-4)
-    finally:
-        model.train(training)
+    with _trying(model, name, image_size) as image:
+        maps = model.forward_features(image)
+        if (
+            not isinstance(linear, nn.Linear)
+            or not isinstance(maps, torch.Tensor)
+            or maps.ndim != 4
+            or maps.shape[1] != linear.in_features
+        ):
+            model(image)
+            return None
+        model.forward_head(maps)
+        noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
+        same = torch.allclose(model.forward_head(noise), linear(noise.mean((2, 3))), atol=1e-4)
     return linear if same else None
 
 

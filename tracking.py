@@ -4,9 +4,11 @@ Every call to the client goes through `Tracker._safely`: whatever it raises beco
 the training goes on. The numbers are also in `history.csv`, so nothing is lost.
 """
 
+import contextlib
 import io
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +39,31 @@ MISTAKE_COLUMNS = [
 ]
 
 
+_claimed: set[str] = set()  # what `claim_environment` has set
+
+
+def claim_environment(folder: Path) -> None:
+    """What W&B's client is to find there, where the user has said nothing else; it looks once, as
+    its service starts.
+    """
+    wandb = folder.resolve() / "wandb"
+    wanted = {
+        "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT_S),
+        "WANDB_FINISH_TIMEOUT_RAISES": "true",
+        "WANDB_DIR": str(wandb.parent),
+        # Here the client stages what a table holds, and never cleans up: so not at home.
+        "WANDB_DATA_DIR": str(wandb / "staging"),
+    }
+    ours = {key: value for key, value in wanted.items() if key in _claimed or key not in os.environ}
+    os.environ.update(ours)
+    _claimed.update(ours)
+
+
+def release_environment() -> None:
+    while _claimed:
+        os.environ.pop(_claimed.pop(), None)
+
+
 def import_client() -> None:
     """W&B's client whole, as `wandb.init` will import it. Call it before torch is imported:
     pydantic searches all modules that are there for each of its classes, and torch and timm are
@@ -47,6 +74,23 @@ def import_client() -> None:
     assert wandb.apis.public
     # On a full disk Python would print a page for each line of the client's own log.
     logging.raiseExceptions = False
+
+
+def start_service() -> threading.Thread | None:
+    """Let W&B's service start beside what follows: `wandb.init` would wait for it, a quarter of a
+    second. Only where a run is to begin; what fails here fails there again, and is said there.
+    """
+    import wandb
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            wandb.setup()
+
+    if not _claimed:
+        return None
+    thread = threading.Thread(target=start, name="start of W&B's service", daemon=True)
+    thread.start()
+    return thread
 
 
 def check_project() -> None:
@@ -82,15 +126,7 @@ class Tracker:
 
         self._wandb = wandb
         self.pictures, self.picture_bytes = 0, 0  # files handed over, their size
-        wanted = {
-            "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT_S),
-            "WANDB_FINISH_TIMEOUT_RAISES": "true",
-            "WANDB_DIR": str(folder.resolve()),
-            # Here the client stages what a table holds, and never cleans up: so not at home.
-            "WANDB_DATA_DIR": str(folder.resolve() / "wandb" / "staging"),
-        }
-        self.environment = {k: v for k, v in wanted.items() if k not in os.environ}
-        os.environ.update(self.environment)
+        claim_environment(folder)
         name = name_of(config) if job_type == "train" else run_id
         about = {"id": run_id, "name": name, "job_type": job_type, "config": to_dict(config)}
         self.run = self._start(about, stop)
@@ -218,8 +254,9 @@ class Tracker:
         if isinstance(error, TimeoutError):
             call = f"wandb sync --include-online {folder}"
             print(f"W&B: not all of this run has arrived; hand over the rest with `{call}`")
-        for key in self.environment:
-            os.environ.pop(key, None)
+        # Its settings are those of this run: another one in this process needs new ones.
+        self._safely("teardown", self._wandb.teardown)
+        release_environment()
 
     def _count(self, size: int) -> None:
         self.pictures += 1

@@ -185,7 +185,7 @@ def looks_of(data: "Data") -> "Looks":
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
     from run_folder import check_id, new_id
-    from tracking import Tracker, check_project, in_sweep
+    from tracking import Tracker, check_project, claim_environment, in_sweep, release_environment
     from training import prepare
 
     ranks = Ranks.of_environment()
@@ -209,6 +209,8 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         except Mistake:
             tracker.finish(exit_code=2)
             raise
+    else:
+        claim_environment(folder)
     try:
         training = prepare(config, ranks, run_id)
         if training.folder.state() != "finished":
@@ -216,6 +218,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
+        release_environment()
         raise as_failure(problem, folder) from problem
     if ranks.share(training.folder.state() == "finished"):
         print(f"{training.folder.path} is finished: nothing to do")
@@ -223,6 +226,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         training.folder.close()
         if tracker:
             tracker.finish(exit_code=0)
+        release_environment()
         return summary
     tracker = tracker or start_tracker()
     return carry_out(training, tracker, ending)

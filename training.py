@@ -27,11 +27,12 @@ def import_libraries() -> None:
     """Those that take seconds; a sixth less where nobody looks for garbage among their objects,
     which stay.
     """
-    from tracking import import_client
+    from tracking import import_client, start_service
 
     gc.disable()
     try:
         import_client()  # before torch
+        service = start_service()
         import timm
 
         import learner
@@ -41,6 +42,8 @@ def import_libraries() -> None:
         assert timm and learner
     finally:
         gc.enable()
+    if service:
+        service.join()  # processes are forked from here on
     gc.freeze()  # nor look there later
     atexit.register(gc.unfreeze)  # or extensions complain of what is left at the end
 

@@ -129,6 +129,22 @@ def test_a_last_batch_of_one_image(start, tmp_path):
     assert run.wait() == 0, run.text
 
 
+def test_main_can_be_called_twice_in_a_process(start, shapes_dir, tmp_path):
+    patch = f"""
+import config
+small = {{"dataset": "shapes", "data_dir": {str(shapes_dir)!r}, "model": "small", "image_size": 16}}
+small |= {{"epochs": 1, "workers": 0, "mistakes": 0, "output_dir": {str(tmp_path / "runs")!r}}}
+assert train.main(config.Config(**small), "before")["state"] == "finished"
+assert not {{"WANDB_DIR", "WANDB_DATA_DIR"}} & set(os.environ)
+"""
+    run = start(tmp_path, epochs=1, patch=patch)
+    assert run.wait() == 0, run.text
+    assert "WARNING" not in run.text
+    for folder in (tmp_path / "runs" / "before", run.folder):
+        (record,) = folder.glob("wandb/offline-run-*")
+        assert record.name.endswith(folder.name)
+
+
 def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
     run = start(tmp_path, seed=1)
     assert run.wait() == 0, run.text
@@ -207,7 +223,8 @@ def test_a_mistake_leaves_no_run(zygote, shapes_dir, tmp_path, mistake):
     assert 1 <= len(run.text.splitlines()) <= 2, run.text
     for word in words:
         assert word in run.text
-    assert all_files(tmp_path) == ["FILE", "output.txt"]
+    files = [file for file in all_files(tmp_path) if not file.startswith(".cache")]
+    assert files == ["FILE", "output.txt"]  # .cache: the logs of W&B's client
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(start, tmp_path):
