@@ -149,18 +149,22 @@ def _forget_workers() -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
-def as_failure(error: Exception, run: Path) -> Exception:
+def to_go_on(run: Path) -> str:
+    return f"the same call with --run_id={run.name} goes on"
+
+
+def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
     """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
     if isinstance(error, Failure | Mistake):
         return error
     if isinstance(error, RuntimeError) and of_group(error):  # in the middle of a step
         return of_group(error)
     if isinstance(error, BrokenPipeError):
-        return Failure(f"{run}: nobody reads the output; run the same command again to go on")
+        return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return Failure(f"{run}: disk full; make room and run the same command again to go on")
+        return Failure(f"{run}: disk full; make room; {again or to_go_on(run)}")
     if isinstance(error, OSError) and error.filename:
         return Failure(f"{error.filename}: {error.strerror}")
     return error

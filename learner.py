@@ -59,7 +59,7 @@ class Learner:
         for pixels, _ in self.stages:
             models.check_fit(self.model, config.model, pixels)
         # Whether Grad-CAM has a closed form, see localisation.py.
-        self.explains = models.head(self.model, config.model, self.image_size) is not None
+        self.explains = models.try_out(self.model, config.model, self.image_size) is not None
         self.average = _average(self.model, config.ema)
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch

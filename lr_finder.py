@@ -125,7 +125,7 @@ def find_lr(config: Config) -> int:
     except Ended as ended:
         code, request = EXIT_CODES[ended.request], ended.request
     except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, folder) from error
+        raise as_failure(error, folder, "then call it again") from error
     finally:
         tracker.finish(code)
     if request:

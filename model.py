@@ -94,26 +94,40 @@ def _create_timm(name: str, num_classes: int, image_size: int) -> "nn.Module":
 
 def check_fit(model: "nn.Module", name: str, image_size: int) -> None:
     """Raise Mistake where the model cannot take images of this size; one of zeros is tried."""
-    with _trying(model, name, image_size) as image:
-        model(image)
+    with _evaluating(model), _fitting(name, image_size):
+        model(_zeros(model, image_size))
 
 
 @contextlib.contextmanager
-def _trying(model: "nn.Module", name: str, image_size: int) -> "Iterator[torch.Tensor]":
-    """An image of zeros for the model, in evaluation; Mistake for what it raises of it."""
+def _evaluating(model: "nn.Module") -> Iterator[None]:
     import torch
 
-    training, device = model.training, next(model.parameters()).device
+    training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            yield torch.zeros(1, 3, image_size, image_size, device=device)
+            yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _fitting(name: str, image_size: int) -> Iterator[None]:
+    """Mistake for what a model raises of an image's size."""
+    import torch
+
+    try:
+        yield
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
         raise _unfit(name, image_size, error) from error
-    finally:
-        model.train(training)
+
+
+def _zeros(model: "nn.Module", image_size: int) -> "torch.Tensor":
+    import torch
+
+    return torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
 
 
 def _unfit(name: str, image_size: int, error: Exception) -> cli.Mistake:
@@ -235,27 +249,29 @@ def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
     ]
 
 
-def head(model: "nn.Module", name: str, image_size: int) -> "nn.Linear | None":
-    """The linear layer, where logits = W @ mean(maps) + b with maps = forward_features(images).
+def try_out(model: "nn.Module", name: str, image_size: int) -> "nn.Linear | None":
+    """As `check_fit`; gives the linear layer where logits = W @ mean(maps) + b with
+    maps = forward_features(images).
 
     There Grad-CAM at the last map has a closed form. None for a model that ends otherwise; tried
-    out with maps of noise, so that it holds for every model that there is. Checks the fit, too.
+    with maps of noise, so that it holds for every model that there is.
     """
     import torch
     from torch import nn
 
-    linear = model.get_classifier()
-    with _trying(model, name, image_size) as image:
-        maps = model.forward_features(image)
-        if (
-            not isinstance(linear, nn.Linear)
-            or not isinstance(maps, torch.Tensor)
-            or maps.ndim != 4
-            or maps.shape[1] != linear.in_features
-        ):
-            model(image)
-            return None
-        model.forward_head(maps)
+    linear, image = model.get_classifier(), _zeros(model, image_size)
+    with _evaluating(model):
+        with _fitting(name, image_size):
+            maps = model.forward_features(image)
+            pooled = (
+                isinstance(linear, nn.Linear)
+                and isinstance(maps, torch.Tensor)
+                and maps.ndim == 4
+                and maps.shape[1] == linear.in_features
+            )
+            if not pooled:
+                model(image)
+                return None
         noise = torch.randn(maps.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
         same = torch.allclose(model.forward_head(noise), linear(noise.mean((2, 3))), atol=1e-4)
     return linear if same else None

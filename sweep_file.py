@@ -5,6 +5,7 @@ mean something else than it says; warnings are what one may want. Nothing here n
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,7 @@ def _check_command(command: Any, found: Findings) -> None:
         found.warnings.append("command has no ${program}: `program` is started by nothing")
     try:
         of_command(command)
+        _check_flags(command)
     except Mistake as mistake:
         found.errors.append(f"command: {mistake}")
 
@@ -213,10 +215,7 @@ def of_command(command: Any) -> dict[str, Any]:
     """What the command's own words give to a run: a recipe, and flags over it."""
     if not isinstance(command, list):
         return {}
-    parser = Parser(prog="python train.py", add_help=False)
-    config.add_arguments(parser)
-    words = [str(word) for word in command if not re.fullmatch(r"\$\{\w+\}", str(word))]
-    options, _ = parser.parse_known_args(words)
+    options, _ = _parser().parse_known_args(_plain_words(command))
     # ${envvar:NAME} is another thing on each machine: what it gives is not known here.
     known = options.config and "${" not in str(options.config)
     recipe = config.read_recipe(options.config) if known else {}
@@ -224,6 +223,28 @@ def of_command(command: Any) -> dict[str, Any]:
     for key, value in flags.items():
         flags[key] = getattr(config.Config(**{key: value}), key)
     return {**recipe, **flags}
+
+
+def _check_flags(command: list[Any]) -> None:
+    """Mistake for what stands behind the program and train.py would not know."""
+    words, program = [str(word) for word in command], "${program}"
+    behind = words[words.index(program) + 1 :] if program in words else []
+    parser = _parser()
+    _, unknown = parser.parse_known_args(_plain_words(behind))
+    unknown = [word for word in unknown if not word.startswith("${envvar:")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {unknown[0]}")
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python train.py", add_help=False)
+    config.add_arguments(parser)
+    return parser
+
+
+def _plain_words(command: Iterable[Any]) -> list[str]:
+    """Without the macros that stand for a whole word."""
+    return [str(word) for word in command if not re.fullmatch(r"\$\{\w+\}", str(word))]
 
 
 def _check_scheduler(sweep: dict[str, Any], found: Findings) -> None:

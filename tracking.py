@@ -10,11 +10,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import DISK_FULL, Mistake
+from cli import DISK_FULL, Mistake, Parser
 from config import Config, to_dict
 
 if TYPE_CHECKING:
@@ -40,6 +40,23 @@ MISTAKE_COLUMNS = [
 
 
 _claimed: set[str] = set()  # what `claim_environment` has set
+_runs_before = 0  # of this process
+
+
+@contextlib.contextmanager
+def client_of(folder: Path) -> Iterator[None]:
+    """W&B's client with the settings of the run in this folder: it keeps those of the first run of
+    a process, unless it is told to forget them.
+    """
+    global _runs_before
+    if _runs_before:
+        end_service()
+    _runs_before += 1
+    claim_environment(folder)
+    try:
+        yield
+    finally:
+        release_environment()
 
 
 def claim_environment(folder: Path) -> None:
@@ -76,9 +93,9 @@ def import_client() -> None:
     logging.raiseExceptions = False
 
 
-def start_service() -> threading.Thread | None:
+def start_service() -> threading.Thread:
     """Let W&B's service start beside what follows: `wandb.init` would wait for it, a quarter of a
-    second. Only where a run is to begin; what fails here fails there again, and is said there.
+    second. What fails here fails there again, and is said there.
     """
     import wandb
 
@@ -86,11 +103,18 @@ def start_service() -> threading.Thread | None:
         with contextlib.suppress(Exception):
             wandb.setup()
 
-    if not _claimed:
-        return None
     thread = threading.Thread(target=start, name="start of W&B's service", daemon=True)
     thread.start()
     return thread
+
+
+def end_service() -> None:
+    import wandb
+
+    try:
+        wandb.teardown()
+    except (Exception, SystemExit) as error:  # the status of a service that ended badly
+        print(f"W&B: the service of the run before has failed ({error})", flush=True)
 
 
 def check_project() -> None:
@@ -254,8 +278,6 @@ class Tracker:
         if isinstance(error, TimeoutError):
             call = f"wandb sync --include-online {folder}"
             print(f"W&B: not all of this run has arrived; hand over the rest with `{call}`")
-        # Its settings are those of this run: another one in this process needs new ones.
-        self._safely("teardown", self._wandb.teardown)
         release_environment()
 
     def _count(self, size: int) -> None:
@@ -288,3 +310,21 @@ class Tracker:
             error = self._safely(what, call)
             if error is None or getattr(error, "errno", None) in DISK_FULL:
                 return
+
+
+def refuse_suggestion(arguments: Sequence[str]) -> None:
+    """In a sweep let a run fail of a mistake in the call: a suggestion that no run claims would be
+    handed out again.
+    """
+    if not in_sweep():
+        return
+    from run_folder import check_id, new_id
+
+    parser = Parser(add_help=False)
+    parser.add_argument("--run_id", default=os.environ.get("WANDB_RUN_ID"))
+    parser.add_argument("--output_dir", default=Config.output_dir)
+    options, _ = parser.parse_known_args(arguments)
+    run_id = check_id(options.run_id or new_id())
+    folder = Path(options.output_dir) / run_id
+    with client_of(folder):
+        Tracker(Config(), run_id, folder, lambda: None).finish(exit_code=2)

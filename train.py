@@ -10,7 +10,7 @@ minutes on 2 cores).
 
 Writes `runs/<run_id>/` and a W&B run (offline without a login); `--help` lists every
 hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the call, 143 preempted,
-130 Ctrl-C; after the last two the same call goes on.
+130 Ctrl-C; after the last two the same call with the run's id goes on.
 """
 
 import os
@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any
 import cli
 from cli import Failure, Mistake
 from config import Config, add_arguments, from_arguments, from_mapping, given
-from ending import EXIT_CODES, STATES, Ended, Ending, as_failure, die_of, workers_may_end
+from ending import (
+    EXIT_CODES,
+    STATES,
+    Ended,
+    Ending,
+    as_failure,
+    die_of,
+    to_go_on,
+    workers_may_end,
+)
 from measures import Evaluation, Tally
 from ranks import Ranks, start_processes
 
@@ -185,8 +194,7 @@ def looks_of(data: "Data") -> "Looks":
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
     from run_folder import check_id, new_id
-    from tracking import Tracker, check_project, claim_environment, in_sweep, release_environment
-    from training import prepare
+    from tracking import check_project, client_of
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
@@ -196,6 +204,14 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         return help_out(ranks, ending)
     check_project()
     run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
+    with client_of(Path(config.output_dir) / run_id):
+        return track(config, run_id, ranks, ending)
+
+
+def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str, Any]:
+    from tracking import Tracker, in_sweep
+    from training import prepare
+
     folder, tracker = Path(config.output_dir) / run_id, None
 
     def start_tracker() -> Tracker:
@@ -209,16 +225,13 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         except Mistake:
             tracker.finish(exit_code=2)
             raise
-    else:
-        claim_environment(folder)
     try:
-        training = prepare(config, ranks, run_id)
+        training = prepare(config, ranks, run_id, tracked=tracker is None)
         if training.folder.state() != "finished":
             training.begin()
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
-        release_environment()
         raise as_failure(problem, folder) from problem
     if ranks.share(training.folder.state() == "finished"):
         print(f"{training.folder.path} is finished: nothing to do")
@@ -226,7 +239,6 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         training.folder.close()
         if tracker:
             tracker.finish(exit_code=0)
-        release_environment()
         return summary
     tracker = tracker or start_tracker()
     return carry_out(training, tracker, ending)
@@ -251,7 +263,8 @@ def carry_out(training: "Training", tracker: "Tracker", ending: Ending) -> dict[
         raise as_failure(error, training.folder.path) from error
     finally:
         summary = write_down_the_end(training, tracker, state, code)
-    print(f"{state}: {training.folder.path}", flush=True)
+    again = f"; {to_go_on(training.folder.path)}" if state in ("preempted", "interrupted") else ""
+    print(f"{state}: {training.folder.path}{again}", flush=True)
     return summary
 
 
@@ -329,7 +342,15 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--find_lr", action="store_true", help="range test: suggests a max_lr")
     add_arguments(parser)
-    options = parser.parse_args(arguments)
+    try:
+        options = parser.parse_args(arguments)
+        config = from_arguments(options)
+    except Mistake:
+        from tracking import refuse_suggestion
+
+        if Ranks.of_environment().first:
+            refuse_suggestion(arguments)
+        raise
     if options.evaluate:
         if options.config or options.run_id or options.find_lr:
             raise Mistake("--evaluate goes with no --config, --run_id or --find_lr")
@@ -343,8 +364,7 @@ def command(arguments: list[str]) -> int:
             raise Mistake("--find_lr makes no run, so there is no --run_id")
         from lr_finder import find_lr
 
-        return find_lr(from_arguments(options))
-    config = from_arguments(options)
+        return find_lr(config)
     start_processes(__file__, arguments)
     summary = main(config, options.run_id)
     for request, state in STATES.items():

@@ -8,7 +8,7 @@ a folder, keeps, tells and ends.
 import atexit
 import gc
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 
 @cache
-def import_libraries() -> None:
+def import_libraries(tracked: bool) -> None:
     """Those that take seconds; a sixth less where nobody looks for garbage among their objects,
-    which stay.
+    which stay. `tracked`: W&B's run begins after this.
     """
     from tracking import import_client, start_service
 
+    service = None
     gc.disable()
     try:
         import_client()  # before torch
-        service = start_service()
+        service = start_service() if tracked else None
         import timm
 
         import learner
@@ -42,8 +43,8 @@ def import_libraries() -> None:
         assert timm and learner
     finally:
         gc.enable()
-    if service:
-        service.join()  # processes are forked from here on
+        if service:
+            service.join()
     gc.freeze()  # nor look there later
     atexit.register(gc.unfreeze)  # or extensions complain of what is left at the end
 
@@ -136,21 +137,24 @@ class Training:
         print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
 
 
-def prepare(config: Config | None, ranks: Ranks, run_id: str | None = None) -> Training:
+def prepare(
+    config: Config | None, ranks: Ranks, run_id: str | None = None, tracked: bool = False
+) -> Training:
     """Every check that needs the data, the device or the disk, before anything is written but the
     run's empty folder.
 
-    The config is the first process's, and so is the run.
+    The config is the first process's, and so is the run. `tracked`: W&B's run begins after this.
     """
     from record import load_data
     from run_folder import RunFolder, check_output_dir
 
+    imports = partial(import_libraries, tracked)
     if config:
         check_output_dir(Path(config.output_dir))
     config, run_id = ranks.share((config, run_id))
     with ranks.first_of_machine():  # it decodes the images, where nobody has done so yet
-        data = load_data(config, meanwhile=import_libraries)
-    import_libraries()  # where few files left no while
+        data = load_data(config, meanwhile=imports)
+    imports()  # where few files left no while
     training = Training(config, data, ranks, run_id)
     folder = RunFolder(Path(config.output_dir), run_id) if ranks.first else None
     try:

@@ -138,7 +138,7 @@ def test_head_gives_the_logits_from_the_mean_map(which, request):
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         maps = net.forward_features(images)
-        linear = models.head(net, "it", 64)
+        linear = models.try_out(net, "it", 64)
         closed = maps.mean(dim=(2, 3)) @ linear.weight.T + linear.bias
         for logits in (net.forward_head(maps), net(images)):
             torch.testing.assert_close(closed, logits, atol=1e-4, rtol=1e-4)
@@ -147,23 +147,23 @@ def test_head_gives_the_logits_from_the_mean_map(which, request):
 def test_a_model_that_takes_one_size_is_built_for_it_and_has_no_such_head():
     net = models.create_model("vit_tiny_patch16_224", 5, 64)
     assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
-    assert models.head(net, "it", 64) is None
+    assert models.try_out(net, "it", 64) is None
     rows = models.layers(net, 64)
     assert sum(count for *_, count in rows) == size(net)  # with the class token and the positions
 
 
 def test_head_is_none_where_a_norm_or_another_pooling_comes_between():
-    assert models.head(models.create_model("convnext_atto", 5), "it", 64) is None
+    assert models.try_out(models.create_model("convnext_atto", 5), "it", 64) is None
     net = models.create_model("resnet18", 5)
     net.reset_classifier(5, global_pool="max")
-    assert models.head(net, "it", 64) is None
+    assert models.try_out(net, "it", 64) is None
     # Its maps are a list.
-    assert models.head(models.create_model("coat_tiny", 5, 64), "it", 64) is None
+    assert models.try_out(models.create_model("coat_tiny", 5, 64), "it", 64) is None
 
 
 def test_other_models_that_pool_and_end_in_a_linear_layer_have_such_a_head_too():
     net = models.create_model("efficientnet_b0", 5)
-    assert models.head(net, "it", 64) is net.classifier
+    assert models.try_out(net, "it", 64) is net.classifier
     assert net.training
 
 

@@ -156,6 +156,8 @@ ERRORS = [  # where, what, words of the answer
     ("command", ["${program}", "--config=nowhere.yaml"], "command: --config=nowhere.yaml: No such"),
     ("command", ["${program}", "--batch_size=0"], "command: batch_size=0 is out of range"),
     ("command", ["${program}", "--batch_size"], "expected one argument"),
+    ("command", ["${program}", "--max_lrr=0.1"], "did you mean '--max_lr'"),
+    ("command", ["torchrun", "--standalone", "${program}", "${args}", "${envvar:MORE}"], None),
     ("early_terminate|type", "asha", "type: hyperband"),
     ("early_terminate|min_itr", 3, "'min_iter'"),
     ("early_terminate|min_iter", 0, "min_iter=0"),

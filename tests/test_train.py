@@ -129,20 +129,31 @@ def test_a_last_batch_of_one_image(start, tmp_path):
     assert run.wait() == 0, run.text
 
 
-def test_main_can_be_called_twice_in_a_process(start, shapes_dir, tmp_path):
+@pytest.mark.parametrize("before", ["a whole run", "a finished one", "a mistake"])
+def test_main_can_be_called_again_in_a_process(start, shapes_dir, tmp_path, before):
+    """W&B's client keeps the settings that it began with."""
+    small = {"dataset": "shapes", "data_dir": str(shapes_dir), "model": "small", "image_size": 16}
+    small |= {"epochs": 1, "workers": 0, "mistakes": 0, "output_dir": str(tmp_path / "runs")}
+    small |= {"batch_size": 16, "max_lr": 0.05}
+    if before == "a finished one":
+        assert start(tmp_path, run_id="before", **small).wait() == 0
+    if before == "a mistake":
+        small["center_crop"] = 99
     patch = f"""
-import config
-small = {{"dataset": "shapes", "data_dir": {str(shapes_dir)!r}, "model": "small", "image_size": 16}}
-small |= {{"epochs": 1, "workers": 0, "mistakes": 0, "output_dir": {str(tmp_path / "runs")!r}}}
-assert train.main(config.Config(**small), "before")["state"] == "finished"
+import cli, config
+try:
+    assert train.main(config.Config(**{small}), "before")["state"] == "finished"
+except cli.Mistake as mistake:
+    assert "center_crop" in str(mistake)
 assert not {{"WANDB_DIR", "WANDB_DATA_DIR"}} & set(os.environ)
 """
-    run = start(tmp_path, epochs=1, patch=patch)
+    run = start(tmp_path, epochs=1, patch=patch, env={"WANDB_SILENT": "false"})
     assert run.wait() == 0, run.text
-    assert "WARNING" not in run.text
-    for folder in (tmp_path / "runs" / "before", run.folder):
+    assert "environment variables will be ignored" not in run.text
+    folders = [run.folder] + [tmp_path / "runs" / "before"] * (before != "a mistake")
+    for folder in folders:
         (record,) = folder.glob("wandb/offline-run-*")
-        assert record.name.endswith(folder.name)
+        assert record.name.endswith(f"-{folder.name}")
 
 
 def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
@@ -223,8 +234,9 @@ def test_a_mistake_leaves_no_run(zygote, shapes_dir, tmp_path, mistake):
     assert 1 <= len(run.text.splitlines()) <= 2, run.text
     for word in words:
         assert word in run.text
-    files = [file for file in all_files(tmp_path) if not file.startswith(".cache")]
-    assert files == ["FILE", "output.txt"]  # .cache: the logs of W&B's client
+    logs = [".cache", ".cache/wandb", ".cache/wandb/logs"]  # of W&B's client
+    files = [file for file in all_files(tmp_path) if not file.startswith(f"{logs[-1]}/")]
+    assert [file for file in files if file not in logs] == ["FILE", "output.txt"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(start, tmp_path):
@@ -292,9 +304,15 @@ def test_a_sweep_decides_and_its_unknown_parameters_are_a_mistake(start, tmp_pat
     told = [r["run"] for r in offline_record(run.folder) if r["type"] == "run"]
     assert told[0]["project"] == "other"
     assert told[-1]["display_name"] == "lr0.03-aug1"
-    for text, words in (("max_lrr:\n  value: 1.0", "max_lrr"), ("epochs:\n  value: 0", "epochs=0")):
+    mistakes = [  # in the sweep's parameters, or in its command: what, words of the answer
+        ("max_lrr:\n  value: 1.0", {}, "max_lrr"),
+        ("epochs:\n  value: 0", {}, "epochs=0"),
+        ("seed:\n  value: 1", {"max_lr": 1000}, "max_lr=1000"),
+        ("seed:\n  value: 1", {"max_lrr": 1}, "did you mean '--max_lr'"),
+    ]
+    for number, (text, flags, words) in enumerate(mistakes):
         parameters.write_text(f"wandb_version: 1\n{text}\n")
-        run = start(tmp_path, env=env, run_id="bad")
+        run = start(tmp_path, env=env, run_id=f"bad{number}", **flags)
         assert run.wait() == 2
         (error,) = (line for line in run.text.splitlines() if line.startswith("error:"))
         assert words in error
