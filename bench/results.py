@@ -3,6 +3,8 @@
     python bench/results.py                draws the charts of all folders in bench/results/ again
     python bench/results.py runs/ID NAME   takes that run's text to bench/results/NAME/, and draws
 
+NAME is the recipe's, or the recipe's and what tells this run from others of it: cpu-seed1.
+
 Text: history.csv as the run wrote it; summary.json; confusions.csv, how many validation images of
 each class were taken for which one by best.pt; about.json, where flags that only say where things
 lie are left out. None of it shows an image of the data set.
@@ -25,16 +27,25 @@ import charts
 import cli
 from cli import Mistake
 from collection import HISTORY, PastRun, read_history, read_json, read_run
+from record import HALF_KEPT
 from viz import write_picture
 
 RESULTS = Path(__file__).parent / "results"
+RECIPES = sorted(path.stem for path in (RESULTS.parent.parent / "recipes").glob("*.yaml"))
 PLACES = ("--data_dir", "--output_dir", "--run_id")
+
+
+def recipe_of(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def take(run: PastRun, folder: Path) -> None:
     """The run's text, as far as it may and need be published."""
-    if not run.rows or run.predictions is None:
-        raise Mistake(f"{run.folder} has no history.csv or no predictions.npz: nothing to keep")
+    if not (run.rows and run.about and run.summary and run.predictions):
+        wanted = "history.csv, about.json, summary.json and predictions.npz"
+        raise Mistake(f"{run.folder} has not yet ended: it needs {wanted}")
+    if run.predictions["epoch"] != run.best()[0]:
+        raise Mistake(f"{run.folder}: {HALF_KEPT}")
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(run.folder / HISTORY, folder / HISTORY)
     told = {key: value for key, value in run.summary.items() if key != "run_id"}
@@ -97,6 +108,8 @@ def main(arguments: list[str]) -> int:
     if options.run and not options.name:
         raise Mistake("give the result a name: python bench/results.py runs/ID NAME")
     if options.run:
+        if recipe_of(options.name) not in RECIPES:
+            raise Mistake(f"{options.name}: a name begins with one of {', '.join(RECIPES)}")
         folders = [options.results / options.name]
         take(read_run(options.run.resolve()), folders[0])
     else:

@@ -12,9 +12,9 @@ import yaml
 from small_cifar10 import write_cifar10
 
 import resolution
-from bench.results import RESULTS
+from bench.results import RESULTS, recipe_of
 from cli import Mistake
-from collection import read_history
+from collection import read_history, read_json
 from config import FIELDS, from_mapping, read_recipe
 from conftest import REPO, write_tree
 from learner import schedule_of
@@ -95,7 +95,8 @@ def test_published_rates_of_linear_onecycle(changed):
 
 @pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/")), ids=lambda path: path.name)
 def test_what_was_measured_had_the_rates_of_the_recipe_that_is_here(folder):
-    steps, seen = rates(recipe(folder.name), TINY)
+    images = read_json(folder / "about.json")["training_images"]
+    steps, seen = rates(recipe(recipe_of(folder.name)), images)
     for row in read_history(folder):
         assert row["lr"] == pytest.approx(seen[int(row["epoch"]) * steps][0], rel=1e-9)
 

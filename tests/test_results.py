@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from past import write_run
 
-from bench.results import RESULTS, without_places
+from bench.results import RESULTS, recipe_of, without_places
 from collection import read_history
 from conftest import REPO, assert_mistake, run
 
@@ -23,9 +23,9 @@ def test_text_and_charts_of_a_run(tmp_path):
     folder = write_run(tmp_path / "runs", "a", epochs=3, images=60)
     to = tmp_path / "results"
     to.mkdir()
-    done = results(folder, "mine", to=to)
+    done = results(folder, "cpu-seed1", to=to)
     assert done.returncode == 0, done.stderr
-    kept = to / "mine"
+    kept = to / "cpu-seed1"
     charts = {"curves.png", "classes.png", "confusions.png", "localisation.png"}
     texts = {"history.csv", "summary.json", "about.json", "confusions.csv"}
     assert {path.name for path in kept.iterdir()} == charts | texts
@@ -45,8 +45,8 @@ def test_text_and_charts_of_a_run(tmp_path):
 
 def test_a_run_without_boxes_has_no_chart_of_where_it_looked(tmp_path):
     folder = write_run(tmp_path / "runs", "a", epochs=1, boxes=False)
-    assert results(folder, "mine", to=tmp_path).returncode == 0
-    assert not (tmp_path / "mine" / "localisation.png").exists()
+    assert results(folder, "best", to=tmp_path).returncode == 0
+    assert not (tmp_path / "best" / "localisation.png").exists()
 
 
 def test_commands_are_kept_without_the_places_of_a_machine():
@@ -57,15 +57,22 @@ def test_commands_are_kept_without_the_places_of_a_machine():
 
 
 def test_mistakes(tmp_path):
-    begun = write_run(tmp_path / "runs", "a", reached=None, epochs=0)
-    assert_mistake(results(begun, "mine", to=tmp_path), "nothing to keep")
-    assert_mistake(results(begun, to=tmp_path), "give the result a name")
+    runs, to = tmp_path / "runs", tmp_path / "results"
+    to.mkdir()
+    for name, lacks in (("a", {"reached": None, "epochs": 0}), ("b", {"about": False})):
+        assert_mistake(results(write_run(runs, name, **lacks), "cpu", to=to), "not yet ended")
+    running = write_run(runs, "c", state=None)
+    assert_mistake(results(running, "cpu", to=to), "not yet ended")
+    whole = write_run(runs, "d")
+    assert_mistake(results(whole, to=to), "give the result a name")
+    assert_mistake(results(whole, "mine", to=to), "mine: a name begins with one of", "cpu")
+    assert not list(to.iterdir())
 
 
 @pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
 def test_what_the_readme_says_is_what_was_measured(folder):
     lines = (REPO / "README.md").read_text().splitlines()
-    (row,) = (line for line in lines if line.startswith(f"| `{folder.name}` |"))
+    (row,) = (line for line in lines if line.startswith(f"| `{recipe_of(folder.name)}` |"))
     said = re.findall(r"([\d.]+) after epoch (\d+)", row)
     measured = read_history(folder)
     assert said
