@@ -68,7 +68,7 @@ class Ranks:
         import torch
         import torch.distributed as dist
 
-        cuda = torch.cuda.is_available()
+        cuda = torch.cuda.device_count() >= self.local_world  # nccl takes none of them twice
         with together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 

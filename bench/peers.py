@@ -165,6 +165,7 @@ def lightnings(meter: Meter, options: argparse.Namespace) -> None:
     loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=WORKERS, pin_memory=True)
     trainer = lightning.Trainer(
         max_epochs=100,
+        devices=1,
         precision="bf16-mixed" if wants_amp("auto", device) else "32-true",
         callbacks=[Watch()],
         logger=False,
@@ -182,7 +183,7 @@ def ours(meter: Meter, options: argparse.Namespace) -> None:
     real = train.train_one_epoch
 
     def watched(learner, *arguments, **named):
-        step = learner.train_step
+        step = type(learner).train_step.__get__(learner)  # not the last epoch's `watch`
 
         def watch(batch):
             meter.begin_step()

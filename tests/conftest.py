@@ -15,6 +15,8 @@ pytest_plugins = ["ledger"]
 
 # The tests take all cores by themselves; threads of each would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Bits are compared, which a GPU does not repeat.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 REPO = Path(__file__).parent.parent
 WNIDS = ("n00000003", "n00000001", "n00000002")  # not sorted, like the real one
