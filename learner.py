@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import cpu
 import dice
 import model as models
+import norms
 import resolution
 import winograd
 from cli import Mistake
@@ -50,12 +51,12 @@ class Learner:
         seed_torch(config.seed, INIT)
         classes = len(data.cache.classes)
         self.model = models.create_model(config.model, classes, self.image_size, config.init)
-        if ranks.several and self.device.type == "cuda":  # torch has none for a CPU
-            self.model = models.with_synchronised_norms(self.model)
         self.model.to(self.device, memory_format=torch.channels_last)
         self.winograd = wants_winograd(config.winograd, self.device, self.amp)
         if self.winograd:
             winograd.replace(self.model)
+        if ranks.several:
+            norms.synchronise(self.model)
         for pixels, _ in self.stages:
             models.check_fit(self.model, config.model, pixels)
         # Whether Grad-CAM has a closed form, see localisation.py.
@@ -73,11 +74,12 @@ class Learner:
     def _parallel(self) -> DistributedDataParallel:
         # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        on_cpu = self.device.type == "cpu"
-        devices = None if on_cpu else [self.device.index]
+        # Its new name is not known to torch 2.11.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        devices = None if self.device.type == "cpu" else [self.device.index]
         with together():
-            # Synchronised norms, as on GPUs, have the same statistics everywhere.
-            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=on_cpu)
+            # Norms have the same statistics everywhere by themselves.
+            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
     def _compile(self, total_steps: int) -> Callable | None:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
@@ -119,7 +121,7 @@ class Learner:
         several = self.ranks.several or self.config.batch_size > 1
         few = several and batch.whole < 2 * self.ranks.world
         if few:  # for statistics of their own; all processes know it alike
-            models.freeze_norms(self.model)
+            norms.freeze(self.model)
         if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
         whole = self.compiled is not None and count == self.part

@@ -33,7 +33,7 @@ def class_maps(maps: torch.Tensor, weight: torch.Tensor, classes: torch.Tensor) 
 
 def scores(maps: torch.Tensor, boxes: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Energy and pointing of each map (n, h, w), on the device; boxes in an image of `size`."""
-    down, across = (upsampling(length, size).to(maps) for length in maps.shape[1:])
+    down, across = (upsampling(length, size, maps.device) for length in maps.shape[1:])
     columns, rows = _inside(boxes, size)
     # The sum over a box of an upsampling by rows and columns is a product, too.
     energy = torch.einsum("nh,nhw,nw->n", rows @ down, maps, columns @ across)
@@ -49,7 +49,7 @@ def scores(maps: torch.Tensor, boxes: torch.Tensor, size: int) -> tuple[torch.Te
 def _peaks(full: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """x and y of the highest place of each map; of a plateau (the borders have them) its middle."""
     highest = (full == full.amax((1, 2), keepdim=True)).to(full)
-    places = torch.arange(full.shape[1]).to(full)
+    places = torch.arange(full.shape[1], dtype=full.dtype, device=full.device)
     count = highest.sum((1, 2))
     return highest.sum(1) @ places / count, highest.sum(2) @ places / count
 
@@ -67,28 +67,38 @@ def usable(boxes: np.ndarray, size: int) -> np.ndarray:
 
 
 class Looks:
-    """Where a model looked, image by image, in the order of `boxes`; NaN where it was not seen."""
+    """Where a model looked, image by image, in the order of `boxes`; NaN where it was not seen.
+
+    What is added stays on its device until `gather`: a GPU is not waited for with each batch.
+    """
 
     def __init__(self, boxes: np.ndarray, size: int):
         self.boxes, self.size = boxes, size
         self.energy, self.pointing = (np.full(len(boxes), np.nan, np.float32) for _ in "ep")
         self.usable = usable(boxes, size)
+        self._on_device: torch.Tensor | None = None  # the boxes, from the first batch on
+        self._found: list[tuple[int, torch.Tensor, torch.Tensor]] = []
 
     def add(
         self, start: int, maps: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor
     ) -> None:
         """The images from `start` on: last maps (n, k, h, w), the head's weight, true classes."""
         part = slice(start, start + len(labels))
-        keep = self.usable[part]
-        if not keep.any():
+        if not self.usable[part].any():
             return
-        boxes = torch.from_numpy(self.boxes[part].astype(np.int64)).to(maps.device)
-        found = scores(class_maps(maps, weight, labels), boxes, self.size)
-        for values, kept in zip(found, (self.energy, self.pointing), strict=True):
-            kept[part][keep] = values.cpu().numpy()[keep]
+        if self._on_device is None:
+            self._on_device = torch.from_numpy(self.boxes.astype(np.int64)).to(maps.device)
+        found = scores(class_maps(maps, weight, labels), self._on_device[part], self.size)
+        self._found.append((start, *found))
 
     def gather(self, ranks: Ranks) -> None:
-        """Take over what other processes have seen; none sees what another does."""
+        """Take over what was found, here and by other processes; none sees what another does."""
+        for start, *found in self._found:
+            part = slice(start, start + len(found[0]))
+            keep = self.usable[part]
+            for values, kept in zip(found, (self.energy, self.pointing), strict=True):
+                kept[part][keep] = values.cpu().numpy()[keep]
+        self._found.clear()
         for energy, pointing in ranks.gather((self.energy, self.pointing)):
             seen = ~np.isnan(energy)
             self.energy[seen], self.pointing[seen] = energy[seen], pointing[seen]
@@ -112,16 +122,16 @@ class Looks:
 
 
 @lru_cache
-def upsampling(length: int, size: int) -> torch.Tensor:
+def upsampling(length: int, size: int, device: torch.device | None = None) -> torch.Tensor:
     """(size, length): bilinear along one axis, pixel centres aligned, edges held, as OpenCV does
-    it and so pytorch-grad-cam.
+    it and so pytorch-grad-cam. Kept, as a GPU would be waited for with each copy.
     """
     place = ((torch.arange(size) + 0.5) * length / size - 0.5).clamp(0, length - 1)
     low = place.floor().long()
     high = (low + 1).clamp(max=length - 1)
     part = (place - low)[:, None]
     one = torch.eye(length)
-    return (1 - part) * one[low] + part * one[high]
+    return ((1 - part) * one[low] + part * one[high]).to(device)
 
 
 def _inside(boxes: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

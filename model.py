@@ -224,22 +224,6 @@ def _separable(inputs: int, outputs: int) -> "nn.Module":
     return nn.Sequential(_conv(inputs, inputs, 3, groups=inputs), _conv(inputs, outputs, 1))
 
 
-def freeze_norms(model: "nn.Module") -> None:
-    """Let batch norm use the statistics that it has, until the next `model.train()`."""
-    from torch.nn.modules.batchnorm import _BatchNorm
-
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-
-
-def with_synchronised_norms(model: "nn.Module") -> "nn.Module":
-    """Batch norm over the whole batch, where several GPUs have a part of it each."""
-    from timm.layers import convert_sync_batchnorm
-
-    return convert_sync_batchnorm(model)
-
-
 def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
     """For an optimizer: weight decay on convolutions and linear layers, not on norms and biases."""
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -98,7 +98,10 @@ def evaluate(
     check: Callable[[], None],
     measure: Callable | None = None,
 ) -> Evaluation:
-    """Measure on every image of `batches`, each counted once: sums over all, then divided."""
+    """Measure on every image of `batches`, each counted once: sums over all, then divided.
+
+    A GPU is not waited for until the last batch.
+    """
     import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
@@ -111,22 +114,23 @@ def evaluate(
             if len(batch.labels):
                 labels = batch.labels.to(learner.device, non_blocking=True)
                 logits, maps = measure(batch.images)
-                loss = cross_entropy(logits, labels, reduction="sum").item()
+                loss = cross_entropy(logits, labels, reduction="sum")
                 best = logits.topk(min(5, logits.shape[1])).indices
-                top5 = (best == labels[:, None]).sum().item()
-                confidence = logits.softmax(1).gather(1, best[:, :1])
-                told = (batch.labels, best[:, 0], confidence)
-                parts.append((loss, top5, *(x.flatten().cpu().numpy() for x in told)))
+                top5 = (best == labels[:, None]).sum()
+                predicted = best[:, 0]
+                confidence = logits.softmax(1).gather(1, best[:, :1])[:, 0]
+                # A copy: a worker's own tensor holds a file open for as long as it is kept.
+                parts.append((loss, top5, batch.labels.clone(), predicted, confidence))
                 if maps is not None:
                     weight = learner.evaluated.get_classifier().weight
                     looks.add(batch.start, maps, weight, labels)
             check()
+    parts = [[value.cpu().numpy() for value in part] for part in parts]
     losses, top5, *arrays = zip(*learner.ranks.in_turn(parts), strict=True)
     looks.gather(learner.ranks)
     true, predicted, confidence = map(np.concatenate, arrays)
-    return Evaluation(
-        sum(losses) / len(true), sum(top5) / len(true), true, predicted, confidence, looks
-    )
+    loss, top5 = sum(map(float, losses)) / len(true), sum(map(int, top5)) / len(true)
+    return Evaluation(loss, top5, true, predicted, confidence, looks)
 
 
 def train_epochs(

@@ -6,6 +6,7 @@ import torch
 
 import model as models
 from localisation import Looks, baselines, class_maps, scores, upsampling, usable
+from ranks import ALONE
 
 SIZE = 64
 
@@ -115,6 +116,7 @@ def test_looks_are_averaged_over_what_counts_and_absent_where_nothing_does():
     maps = torch.tensor([HALF, HALF, HALF])[:, None]
     looks.add(0, maps[:2], weight, torch.tensor([0, 1]))
     looks.add(2, maps[2:], weight, torch.tensor([1]))
+    looks.gather(ALONE)
     assert np.isnan(looks.energy).tolist() == [False, True, False]
     assert looks.metrics() == pytest.approx(
         {

@@ -1,0 +1,104 @@
+"""The loops over batches: nothing in them waits for a GPU, and they hold no more than they must.
+
+The stand-in for a GPU is torch's `meta` device, which has no values: whoever asks for one
+(`.item()`, `.cpu()`, a boolean index) is refused.
+"""
+
+import contextlib
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+import learner as learners
+import train
+from augment import Augmentation
+from config import Config
+from loader import epoch_of, train_loader, val_loader
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses also what copies a value to the device without `non_blocking`."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func.overloadpacket is torch.ops.aten._to_copy:
+            there = torch.device(kwargs.get("device") or args[0].device)
+            if there != args[0].device:
+                assert kwargs.get("non_blocking"), f"{args[0].device} -> {there} waits"
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def far(shapes_dir, monkeypatch):
+    """A learner on a device without values, and its data."""
+    monkeypatch.setattr(learners.models, "try_out", lambda *_: "explains")
+    monkeypatch.setattr(learners.Learner, "_autocast", lambda _: contextlib.nullcontext())
+    loaded = data.load("shapes", shapes_dir)
+    config = Config(
+        dataset="shapes",
+        device="meta",
+        amp="false",
+        compile="false",
+        image_size=48,
+        label_smoothing=0.1,
+        l1=1e-5,
+        cutmix=0.5,
+        nesterov=True,
+        resolution_schedule="32:0.5",
+    )
+    return learners.Learner(config, loaded, 3), loaded
+
+
+def test_a_step_waits_for_nothing(far):
+    learner, loaded = far
+    mixing = Augmentation(cutmix=1.0)
+    first, *others = epoch_of(train_loader(loaded, mixing, 16, seed=0), 1)
+    learner.begin_epoch(1)
+    learner.train_step(first)  # what is copied once
+    with NoWaiting():
+        for batch in others:
+            loss, _ = learner.train_step(batch)
+    assert loss.device.type == "meta"
+    with pytest.raises(RuntimeError):
+        loss.item()
+
+
+def test_measuring_waits_for_nothing_until_its_end(far):
+    learner, loaded = far
+    first, *others = val_loader(loaded, 8)
+    assert len(others) > 2
+    looks = train.looks_of(loaded)
+    mode, came_to_the_end = NoWaiting(), False
+
+    def batches():
+        nonlocal came_to_the_end
+        yield first  # what is copied once
+        with mode:
+            yield from others
+        came_to_the_end = True
+
+    with pytest.raises(NotImplementedError, match="meta"):  # the first value that is asked for
+        train.evaluate(learner, batches(), looks, lambda: None)
+    assert came_to_the_end
+    assert np.isnan(looks.energy).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts by Linux's /proc")
+def test_measuring_keeps_no_file_of_a_worker_open(shapes_dir):
+    """1,024 are allowed on most machines; 33,000 images in batches of 32 were more."""
+    loaded = data.load("shapes", shapes_dir)
+    config = Config(dataset="shapes", model="small", image_size=16, device="cpu")
+    learner = learners.Learner(config, loaded, 1)
+    opened = []
+
+    def count() -> None:
+        opened.append(len(os.listdir("/proc/self/fd")))
+
+    train.evaluate(learner, val_loader(loaded, 1, workers=1), train.looks_of(loaded), count)
+    assert len(opened) == len(loaded.val) > 30
+    assert max(opened) - opened[0] < 10
