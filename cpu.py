@@ -3,10 +3,7 @@ that does not give large blocks back.
 """
 
 import ctypes
-import os
 import platform
-import shutil
-import sysconfig
 from pathlib import Path
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
@@ -41,14 +38,3 @@ def keep_memory() -> None:
     if platform.libc_ver()[0] == "glibc" and mallopt:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never
-
-
-def missing_for_compile() -> str:
-    """What torch.compile needs and does not find here; nothing where it has all."""
-    compiler = (os.environ.get("CXX") or "g++").split()[0]
-    if not shutil.which(compiler):
-        return f"a C++ compiler, and there is no {compiler}"
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    if not header.is_file():
-        return f"Python's headers, and there is no {header}"
-    return ""

@@ -2,7 +2,6 @@
 dictionary.
 """
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import compiling
 import cpu
 import dice
 import model as models
@@ -28,8 +28,6 @@ from schedules import Schedule, create_schedule
 if TYPE_CHECKING:
     from data import Data
 
-# Below so many steps the minutes of compiling are not won back.
-COMPILE_FROM_STEPS = {"cuda": 5_000, "cpu": 2_000}
 WINOGRAD_UP_TO_THREADS = 4  # that share the way to the memory; more have not been measured
 INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.py and data.py
 
@@ -56,6 +54,9 @@ class Learner:
         if self.winograd:
             winograd.replace(self.model)
         if ranks.several:
+            images = min(config.batch_size, len(data.train))
+            if images < ranks.world:
+                raise Mistake(f"batches of {images} images are too few for {ranks.world} processes")
             norms.synchronise(self.model)
         for pixels, _ in self.stages:
             models.check_fit(self.model, config.model, pixels)
@@ -68,8 +69,6 @@ class Learner:
         # What is trained: the model, with its gradients averaged over all processes.
         self.trained = self._parallel() if ranks.several else self.model
         self.compiled = self._compile(total_steps)
-        part = ranks.part(config.batch_size)
-        self.part = part.stop - part.start  # images of a whole batch that are ours
 
     def _parallel(self) -> DistributedDataParallel:
         # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.
@@ -83,10 +82,9 @@ class Learner:
 
     def _compile(self, total_steps: int) -> Callable | None:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
-        if not wants_compile(self.config.compile, self.device, self.amp, total_steps):
+        if not compiling.wanted(self.config.compile, self.device, self.amp, total_steps):
             return None
-        missing = cpu.missing_for_compile() if self.device.type == "cpu" else ""
-        if missing:
+        if missing := compiling.missing(self.device):
             raise Mistake(f"compile=true needs {missing}")
         # Who did not ask for it gets no failure from it: what does not compile runs as it is.
         torch._dynamo.config.suppress_errors = self.config.compile == "auto"
@@ -119,12 +117,13 @@ class Learner:
         batch = batch.to(self.device)
         images, count = batch.images, len(batch.labels)
         several = self.ranks.several or self.config.batch_size > 1
-        few = several and batch.whole < 2 * self.ranks.world
-        if few:  # for statistics of their own; all processes know it alike
+        few = several and batch.whole < max(2, self.ranks.world)
+        if few:  # for statistics, of which every process has a part; all know it alike
             norms.freeze(self.model)
         if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
-        whole = self.compiled is not None and count == self.part
+        # Of the whole batch, so that all decide alike: compiled, sums come in another order.
+        whole = self.compiled is not None and batch.whole == self.config.batch_size
         forward = self.compiled if whole else self.trained
         logits = self._run(forward, images, self.training_size).float()[:count]
         loss = self._loss(logits, batch)
@@ -143,7 +142,7 @@ class Learner:
         return loss.detach(), right.sum()
 
     def begin_measuring(self) -> None:
-        """The first process's statistics are those that are kept: all measure with them."""
+        """All measure with what the first process's model keeps, which is what is saved."""
         self.ranks.share_tensors(self.evaluated.buffers())
         self.evaluated.eval()
 
@@ -241,17 +240,6 @@ def wants_amp(amp: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and cpu.multiplies_bf16()
-
-
-def wants_compile(compile: str, device: torch.device, amp: bool, total_steps: int) -> bool:
-    """Where the run is long enough to win its compiling back; on a CPU in bf16 only: in float32
-    the convolutions are nearly all of a step, and they are the same ones.
-    """
-    if compile != "auto":
-        return compile == "true"
-    if total_steps < COMPILE_FROM_STEPS.get(device.type, math.inf):
-        return False
-    return device.type == "cuda" or (amp and not cpu.missing_for_compile())
 
 
 def wants_winograd(winograd: str, device: torch.device, amp: bool) -> bool:

@@ -14,13 +14,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cli import Mistake
+
+KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+
 
 def synchronise(model: nn.Module) -> None:
     """Let batch norms be a `Synchronised`, with the same parameters, statistics and names."""
     for parent in list(model.modules()):
-        for name, norm in parent.named_children():
-            if isinstance(norm, _BatchNorm):
+        for name, norm in list(parent._modules.items()):
+            if type(norm) in KNOWN:
                 setattr(parent, name, Synchronised(norm))
+            elif isinstance(norm, _BatchNorm) and not isinstance(norm, Synchronised):
+                kind = type(norm).__name__
+                raise Mistake(f"the model's {kind} layers are for one process, not for several")
 
 
 def freeze(model: nn.Module) -> None:
@@ -37,26 +44,29 @@ class Synchronised(_BatchNorm):
         kept = norm.affine, norm.track_running_stats
         super().__init__(norm.num_features, norm.eps, norm.momentum, *kept, device="meta")
         self._parameters, self._buffers = norm._parameters, norm._buffers
-        timms = isinstance(norm, BatchNormAct2d)  # which goes on with an activation
-        self.then = nn.Sequential(norm.drop, norm.act) if timms else nn.Identity()
+        for name in ("drop", "act"):  # timm's BatchNormAct2d goes on with these
+            setattr(self, name, getattr(norm, name, None) or nn.Identity())
         self.train(norm.training)
 
     def _check_input_dim(self, x: torch.Tensor) -> None:
         pass  # any that the norm took that this one stands for
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return self.then(super().forward(x))
-        normalised, mean, var, count = _OverAll.apply(x, self.weight, self.bias, self.eps)
-        if self.track_running_stats:
-            self._follow(mean, var * (count / (count - 1)))
-        return self.then(normalised)
+        if self.training:
+            x, mean, var, count = _OverAll.apply(x, self.weight, self.bias, self.eps)
+            if self.track_running_stats:
+                self._follow(mean, var * (count / (count - 1)))
+        else:
+            x = super().forward(x)
+        return self.act(self.drop(x))
 
     @torch.no_grad()
     def _follow(self, mean: torch.Tensor, var: torch.Tensor) -> None:
         self.num_batches_tracked.add_(1)
-        # torch's for no momentum: the average of all batches
-        part = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        if self.momentum is None:  # torch's for the average of all batches
+            part = (1 / self.num_batches_tracked).to(mean.dtype)
+        else:
+            part = self.momentum
         self.running_mean.lerp_(mean, part)
         self.running_var.lerp_(var, part)
 
@@ -81,27 +91,33 @@ class _OverAll(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: torch.Tensor, *_) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, var, count = ctx.saved_tensors
-        # As if mean and variance were constants; the sums that it needs for that are what the
-        # rest needs of each part: of the gradient, and of gradient times normalised value.
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, var, None, None, False, ctx.eps, [True, True, True]
+        scale = (var + ctx.eps).rsqrt()
+        given = torch.ones_like(mean) if weight is None else weight
+        # Of this part the sums of the gradient and of gradient times normalised value. They are the
+        # gradients of bias and weight, too, which DDP adds up.
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, given, mean, var, mean, scale, False, ctx.eps, [False, True, True]
         )
         sums = torch.stack([of_weight, of_bias]).to(mean.dtype)
         dist.all_reduce(sums)
-        by_value, by_mean = sums / count
-        scale = (var + ctx.eps).rsqrt()
-        by_value = by_value * scale * scale
-        by_mean = by_mean * scale - by_value * mean
-        if weight is not None:
-            by_value, by_mean = by_value * weight, by_mean * weight
-        of_x = of_x - _a_channel(by_mean, x) - _a_channel(by_value, x) * x
-        own = (None, None) if weight is None else (of_weight, of_bias)
-        return of_x.to(x.dtype), *own, None
+        along_value, along_mean = sums / count
+        # scale * weight * (gradient - along_mean - along_value * normalised value)
+        by_gradient = scale * given
+        by_value = by_gradient * scale * along_value
+        rest = by_gradient * along_mean - by_value * mean
+        of_x = gradient * _a_channel(by_gradient, x)
+        of_x.sub_(_a_channel(rest, x)).addcmul_(x, _a_channel(by_value, x), value=-1)
+        own = (of_weight, of_bias)
+        needed = (
+            one if need else None for one, need in zip(own, ctx.needs_input_grad[1:3], strict=True)
+        )
+        return of_x.to(x.dtype), *needed, None
 
 
 def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean, variance and number of values a channel, of all processes' parts together."""
     channels, count = x.shape[1], x.numel() // x.shape[1]
+    # Running statistics, to stay as they are; bf16 images have float32 ones by their type alone.
     wide = torch.promote_types(x.dtype, torch.float32)
     unused = x.new_zeros(2, channels, dtype=wide)
     mean, var = torch.batch_norm_update_stats(x, *unused, 0.0)

@@ -14,7 +14,7 @@ timm       timm's loader and step, all at 64 px; random resized crops (of half t
 
 Both are measured at 64 px on all validation images after each epoch. Seconds are those of the
 training alone, loading included. The target is what both reach in the end, unless given. A folder
-given by --dir keeps what is done: with it the same call goes on.
+given by --dir keeps what is done: with it the same call goes on after the last whole epoch.
 """
 
 import argparse
@@ -91,6 +91,7 @@ def timms(data_dir: Path, folder: Path, epochs: int) -> Curve:
 
     source = data.load("tiny-imagenet", data_dir)
     classes = len(source.cache.classes)
+    kept = folder / f"timm-{classes}-{epochs}.pt"
     torch.manual_seed(0)
     way = TimmWay(Files(source), classes, BATCH, WORKERS, PEAK, SMOOTHING, scale=SCALE)
     schedule, _ = create_scheduler_v2(
@@ -101,8 +102,17 @@ def timms(data_dir: Path, folder: Path, epochs: int) -> Curve:
         step_on_epochs=False,
         updates_per_epoch=len(way.loader),
     )
-    curve, seconds, step = [], 0.0, 0
-    for epoch in range(1, epochs + 1):
+    curve, seconds = [], 0.0
+    if kept.is_file():
+        state = torch.load(kept)
+        way.model.load_state_dict(state["model"])
+        way.optimizer.load_state_dict(state["optimizer"])
+        curve = [tuple(point) for point in state["curve"]]
+        seconds = curve[-1][0]
+    step = len(curve) * len(way.loader)
+    schedule.step_update(step)
+    for epoch in range(len(curve) + 1, epochs + 1):
+        torch.manual_seed(epoch)
         way.model.train()
         start = time.perf_counter()
         for images, labels in tqdm(way.loader, f"timm, epoch {epoch}", leave=False, disable=None):
@@ -111,7 +121,10 @@ def timms(data_dir: Path, folder: Path, epochs: int) -> Curve:
             schedule.step_update(step)
         seconds += time.perf_counter() - start
         curve.append((seconds, accuracy(way, source)))
-        print(f"timm, epoch {epoch}/{epochs}: {seconds:.0f} s, val acc {curve[-1][1]:.4f}")
+        state = {"model": way.model.state_dict(), "optimizer": way.optimizer.state_dict()}
+        torch.save({**state, "curve": curve}, kept)
+        acc = curve[-1][1]
+        print(f"timm, epoch {epoch}/{epochs}: {seconds:.0f} s, val acc {acc:.4f}", flush=True)
     return curve
 
 

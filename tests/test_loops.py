@@ -1,7 +1,7 @@
-"""The loops over batches: nothing in them waits for a GPU, and they hold no more than they must.
+"""The loops over batches: they do not wait for a GPU, and hold no more than they must.
 
 The stand-in for a GPU is torch's `meta` device, which has no values: whoever asks for one
-(`.item()`, `.cpu()`, a boolean index) is refused.
+(`.item()`, `.cpu()`, a boolean index) is refused. Not seen: averaged weights, several processes.
 """
 
 import contextlib
@@ -22,14 +22,17 @@ from loader import epoch_of, train_loader, val_loader
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses also what copies a value to the device without `non_blocking`."""
+    """Refuses also what copies values to the device without `non_blocking`."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func.overloadpacket is torch.ops.aten._to_copy:
-            there = torch.device(kwargs.get("device") or args[0].device)
-            if there != args[0].device:
-                assert kwargs.get("non_blocking"), f"{args[0].device} -> {there} waits"
+            source, target = args[0].device, kwargs.get("device") or args[0].device
+            assert target == source or kwargs.get("non_blocking"), f"{source} -> {target} waits"
+        if func.overloadpacket is torch.ops.aten.copy_:
+            target, source = args[0].device, args[1].device
+            waits = not (args[2:] or kwargs.get("non_blocking"))
+            assert target == source or not waits, f"{source} -> {target} waits"
         return func(*args, **kwargs)
 
 

@@ -135,7 +135,9 @@ def assert_same_history(several: Path, one: Path) -> None:
     for row, expected in zip(history(several), history(one), strict=True):
         assert row.keys() == expected.keys()
         for key in expected:
-            assert float(row[key]) == pytest.approx(float(expected[key]), rel=2e-3, abs=1e-6), key
+            counts = "acc" in key or "top5" in key or "pointing" in key
+            near = 1.1 / 40 if counts else 1e-6  # one of 40 validation images
+            assert float(row[key]) == pytest.approx(float(expected[key]), rel=2e-3, abs=near), key
 
 
 def test_one_run_is_kept_and_tracked_whole(two, shapes_dir):
@@ -160,7 +162,7 @@ def test_one_run_is_kept_and_tracked_whole(two, shapes_dir):
 
 
 def test_one_process_measures_the_same_of_it(two, start, shapes_dir, tmp_path):
-    """Also what batch norm keeps is the first process's."""
+    """Also with what batch norm keeps."""
     done = run("train.py", f"--evaluate={two}", f"--data_dir={shapes_dir}")
     assert done.returncode == 0, done.stderr
     for line, row in zip(
@@ -241,6 +243,7 @@ def test_a_finished_run_stays_as_it_is(two, start):
         ({"max_lr": -1}, "max_lr"),
         ({"data_dir": "/nowhere", "dataset": "tiny-imagenet"}, "/nowhere"),
         ({"device": "mps"}, "several processes need"),
+        ({"batch_size": 1}, "batches of 1 images are too few for 2 processes"),
     ],
 )
 def test_a_mistake_is_said_once(flags, words, start, tmp_path):

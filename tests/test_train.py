@@ -188,8 +188,8 @@ training.Training.end = end
 @pytest.mark.slow
 def test_a_compiler_that_fails_ends_no_run_that_did_not_ask_for_it(start, tmp_path):
     broken = """
-import learner, torch._inductor.config
-learner.COMPILE_FROM_STEPS = {"cpu": 1}
+import compiling, torch._inductor.config
+compiling.FROM_STEPS = {"cpu": 1}
 torch._inductor.config.cpp.cxx = ("false",)
 """
     env = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
