@@ -7,10 +7,10 @@ tells whether it still fits.
 """
 
 import errno
-import fcntl
 import os
 import shutil
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
+import locks
 from cli import Failure, Mistake
 
+WAIT_S = 0.2  # between two looks at a lock
 VERSION = 1  # of what is stored; part of the folder's name
 
 
@@ -36,15 +38,22 @@ class Cache:
     names: np.ndarray  # str (C,): names for people
 
 
-def open_cache(data_dir: Path, name: str, key: str, build: Callable[[Path], dict]) -> Cache:
+def open_cache(
+    data_dir: Path,
+    name: str,
+    key: str,
+    build: Callable[[Path], dict],
+    check: Callable[[], None] = lambda: None,
+) -> Cache:
     """The cache of this key. Where there is none, `build(images_npy)` writes the images and returns
-    the
-    other arrays; of several processes that come at once, one builds and the others wait for it."""
+    the other arrays; of several processes that come at once, one builds and the others wait for it.
+    `check` may end the wait.
+    """
     parent = data_dir / ".cache"
     folder = parent / f"{name}-v{VERSION}-{key}"
     cache = _read(folder)
     if cache is None:
-        with _locked(parent, name):
+        with _locked(parent, name, check):
             cache = _read(folder)
             if cache is None:
                 _build(parent, name, folder, build)
@@ -78,10 +87,11 @@ def _read(folder: Path) -> Cache | None:
 
 def _build(parent: Path, name: str, folder: Path, build: Callable[[Path], dict]) -> None:
     # We hold the lock: whatever else is here under this name is stale, or left by a killed process.
+    # (Others' files, or on NFS files that are open, stay; they are in nobody's way.)
     for stale in parent.glob(f"{name}-v*"):
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=True)
     unfinished = folder.with_name(folder.name + ".unfinished")
-    unfinished.mkdir()
+    unfinished.mkdir(exist_ok=True)
     try:
         images = unfinished / "images.npy"
         arrays = build(images)
@@ -103,7 +113,7 @@ def _build(parent: Path, name: str, folder: Path, build: Callable[[Path], dict])
 
 
 @contextmanager
-def _locked(parent: Path, name: str) -> Iterator[None]:
+def _locked(parent: Path, name: str, check: Callable[[], None]) -> Iterator[None]:
     try:
         parent.mkdir(exist_ok=True)
         lock = open(parent / f"{name}.lock", "w")
@@ -115,11 +125,11 @@ def _locked(parent: Path, name: str) -> Iterator[None]:
             "into a folder of your own and give that as --data_dir"
         ) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(lock):
             print(f"waiting for another process that builds the cache of {name}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not locks.take(lock):
+                check()
+                time.sleep(WAIT_S)
         yield
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID_WITHIN_S = 3.0
@@ -70,7 +71,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     status = 0
     try:
         status = main(sys.argv[1:]) or 0
-        sys.stdout.flush()
+        flush()
     except Mistake as mistake:
         status = _say(mistake, 2, by_all=True)
     except Failure as failure:
@@ -78,9 +79,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             _close_output()
         status = _say(failure, 1, failure.said_by_all)
     except KeyboardInterrupt:
-        # Die of the signal, as a shell expects: it then stops the script that called us, too.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        flush()
+        die_of_signal(signal.SIGINT)
     except BrokenPipeError:
         _close_output()  # the reader (`| head`) has seen enough
     except OSError as error:
@@ -88,6 +88,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             raise
         status = _say(f"{error.filename or 'writing'}: {error.strerror}", 1)
     sys.exit(status)
+
+
+def flush() -> None:
+    if sys.stdout:  # none where the caller has closed it
+        sys.stdout.flush()
+
+
+def die_of_signal(number: int) -> NoReturn:
+    """As a shell expects of what a signal has ended: it then stops the script that called us, too.
+    The first process of a container dies of none; its status says the same.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)
 
 
 def _close_output() -> None:

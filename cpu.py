@@ -3,8 +3,11 @@ that does not give large blocks back.
 """
 
 import ctypes
+import os
 import platform
 from pathlib import Path
+
+from pool import cores
 
 M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1  # glibc's malloc.h
 
@@ -25,6 +28,16 @@ def _flags() -> set[str]:
         return set()
     line = next((line for line in path.read_text().splitlines() if line.startswith("flags")), "")
     return set(line.split())
+
+
+def keep_to_allowed_cores() -> None:
+    """torch takes a thread for each core that it sees; in a container that may use a part of their
+    time they would wait for each other.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def keep_memory() -> None:

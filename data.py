@@ -11,6 +11,7 @@ In code: `load("tiny-imagenet", Path("data"))` decodes every image once into a m
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ class Data:
         return red, green, blue
 
     def file(self, index: int) -> str:
-        return self.cache.files[index].decode()
+        return os.fsdecode(self.cache.files[index])
 
     def class_name(self, label: int) -> str:
         return str(self.cache.names[label])
@@ -91,11 +92,13 @@ def load(
     split_seed: int = 0,
     center_crop: int = 0,
     meanwhile: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Data:
     """Open the data set `dataset` in `data_dir` (decoding it on the first call) and split it; of
-    each image keep the middle of `center_crop` pixels, 0 for all. `meanwhile`: see `read_layout`.
+    each image keep the middle of `center_crop` pixels, 0 for all. `meanwhile`: see `read_layout`;
+    `check` may end the decoding.
     """
-    root, cache = get(dataset, data_dir, meanwhile)
+    root, cache = get(dataset, data_dir, meanwhile, check)
     stored_size = cache.images.shape[1]
     if center_crop:
         cache = crop_cache(cache, center_crop)
@@ -124,14 +127,21 @@ def load(
 
 
 def get(
-    dataset: str, data_dir: Path, meanwhile: Callable[[], None] | None = None
+    dataset: str,
+    data_dir: Path,
+    meanwhile: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Path, Cache]:
     """The data set's folder and its decoded images."""
     if dataset == "cifar10":
         return cifar10.folder(data_dir), cifar10.open_cifar10(data_dir)
     root = _layout_root(dataset, data_dir)
     found = layout.read_layout(root, meanwhile)
-    return root, open_cache(data_dir, dataset, found.key(), lambda npy: _decode_layout(found, npy))
+
+    def decode(images_npy: Path) -> dict:
+        return _decode_layout(found, images_npy, check)
+
+    return root, open_cache(data_dir, dataset, found.key(), decode, check)
 
 
 def crop_cache(cache: Cache, size: int) -> Cache:
@@ -197,7 +207,9 @@ def _layout_root(dataset: str, data_dir: Path) -> Path:
     return root
 
 
-def _decode_layout(found: layout.Layout, images_npy: Path) -> dict:
+def _decode_layout(
+    found: layout.Layout, images_npy: Path, check: Callable[[], None] = lambda: None
+) -> dict:
     images = layout.read_images(found)
     count, size = len(images.files), layout.IMAGE_SIZE
     create_images(images_npy, count, size, size)
@@ -211,12 +223,13 @@ def _decode_layout(found: layout.Layout, images_npy: Path) -> dict:
                 "(`python data.py check` lists all such images)"
             )
         content[chunk.start : chunk.start + len(chunk.content)] = chunk.content
+        check()
     return {
         "labels": images.labels,
         "is_val": images.is_val,
         "boxes": images.boxes,
         "content": content,
-        "files": np.array([file.encode() for file in images.files]),
+        "files": np.array([os.fsencode(file) for file in images.files]),
         "classes": np.array(found.wnids),
         "names": np.array(layout.read_names(found.root, found.wnids)),
     }

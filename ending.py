@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from cli import DISK_FULL, Failure, Mistake
+from cli import DISK_FULL, Failure, Mistake, die_of_signal, flush
 from processes import parents
 from ranks import ALONE, Ranks, of_group
 
 NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
+INSISTS_AFTER_S = 2.0  # between two Ctrl-C
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
 EXIT_CODES = {"stop": 0, "preempt": 143, "interrupt": 255}  # as W&B records them
 
@@ -42,6 +43,7 @@ class Ending:
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self.request: str | None = None
         self._term_at: float | None = None
+        self._interrupted_at: float | None = None
         self._ranks = ranks
         self._parents = parents(2 if ranks.launched else 1)
 
@@ -49,7 +51,7 @@ class Ending:
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGUSR1, lambda *_: self._on_signal("preempt"))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup and `&`
-            signal.signal(signal.SIGINT, lambda *_: self._on_signal("interrupt"))
+            signal.signal(signal.SIGINT, self._on_interrupt)
 
     def ask(self, request: str) -> None:
         """The first request stays; also called by W&B's thread."""
@@ -86,6 +88,14 @@ class Ending:
         _forget_workers()
         self.ask(request)
 
+    def _on_interrupt(self, *_) -> None:
+        """Whoever insists gets it at once, as by kill -9. (torchrun sends its own, too.)"""
+        now = time.monotonic()
+        self._interrupted_at = self._interrupted_at or now
+        if now - self._interrupted_at > INSISTS_AFTER_S:
+            die_of_signal(signal.SIGINT)
+        self._on_signal("interrupt")
+
     def _on_term(self, *_) -> None:
         _forget_workers()
         if "WANDB_SWEEP_PARAM_PATH" not in os.environ:
@@ -117,10 +127,8 @@ def die_of(request: str) -> NoReturn:
     """End the process as the request wants it seen: by the signal itself, or with status 0."""
     if request == "stop":
         raise SystemExit(0)
-    number = signal.SIGTERM if request == "preempt" else signal.SIGINT
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    raise AssertionError("the signal has ended the process")
+    flush()
+    die_of_signal(signal.SIGTERM if request == "preempt" else signal.SIGINT)
 
 
 @contextmanager
@@ -163,6 +171,10 @@ def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
         return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
+    if str(error).startswith("DataLoader"):  # one was killed, or none gives a batch
+        reason = str(error).splitlines()[0].rstrip(". ")
+        fewer = "fewer --workers take less memory, also of /dev/shm"
+        return Failure(f"{run}: {reason}; {fewer}; {again or to_go_on(run)}")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return Failure(f"{run}: disk full; make room; {again or to_go_on(run)}")
     if isinstance(error, OSError) and error.filename:

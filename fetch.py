@@ -7,7 +7,6 @@ appears in one rename: it is whole, or it is not there.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+import locks
 from cli import Failure, Mistake
 from layout import make_data_dir
 
@@ -135,11 +135,9 @@ def _locked(path: Path) -> Iterator[None]:
     """Hold the lock file, waiting for whoever has it; the file is gone afterwards."""
     while True:
         with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not locks.take(lock):
                 print(f"another fetch into {path.parent} is running: waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                locks.wait_for(lock)
             try:  # its last holder has deleted it, and a third process may hold a new one by now
                 ours = os.path.samestat(os.fstat(lock.fileno()), path.stat())
             except FileNotFoundError:

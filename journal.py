@@ -1,10 +1,10 @@
 """The journal of a study: every trial, written by Optuna, shared by processes and machines."""
 
-import fcntl
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import locks
 from cli import Mistake
 from run_folder import new_id
 
@@ -45,7 +45,7 @@ class Lock:
 
     def acquire(self) -> bool:
         self.file = open(self.journal, "ab+")
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        locks.wait_for(self.file)
         size = self.file.seek(0, 2)
         self.file.seek(max(size - 1, 0))
         if size and self.file.read(1) != b"\n":

@@ -38,6 +38,7 @@ class Learner:
         self.device = find_device(config.device, ranks)
         if self.device.type == "cpu":
             cpu.keep_memory()
+            cpu.keep_to_allowed_cores()
         elif self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # shapes repeat: let it look for the fastest way
         self.amp = wants_amp(config.amp, self.device)

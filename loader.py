@@ -11,8 +11,11 @@ images to train on, of all batches every so-many-th to measure on.
 
 import math
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,10 +25,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import dice
 from augment import Augmentation, Augmenter, albumentations_functions, mix_batch
+from cli import Mistake
 from data import Data, middle
 from pool import follow_parent
 from ranks import ALONE, Ranks
 
+# From 3.14 on Python's own choice has a server fork them: its children have another parent, and
+# import everything again.
+FORK = "fork" if sys.platform == "linux" else None
+PREFETCHED = 2  # batches that torch has each worker make ahead
+SHARED_MEMORY = Path("/dev/shm")
+SMALL_BYTES = 64 * 1024  # more than labels and the like take
+PATIENCE_S = 600.0  # for a batch, which takes milliseconds
 ORDER = 3  # purpose of the dice, beside those of augment.py
 
 
@@ -161,17 +172,37 @@ def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
 
 
 def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool) -> DataLoader:
+    if workers:
+        check_shared_memory(images.images[:1].nbytes, order.batch_size, workers, order.ranks)
     return DataLoader(
         images,
         sampler=order,
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
+        multiprocessing_context=FORK if workers else None,
+        timeout=PATIENCE_S if workers else 0,
         pin_memory=pinned,
         # Otherwise every epoch would take a number from torch's global stream.
         generator=torch.Generator(),
+        prefetch_factor=PREFETCHED if workers else None,
         worker_init_fn=partial(_start_worker, os.getpid(), order.ranks.several),
     )
+
+
+def check_shared_memory(image_bytes: int, batch_size: int, workers: int, ranks: Ranks) -> None:
+    """Workers hand batches over in shared memory; where it is full, torch waits for ever."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    batches = (PREFETCHED * workers + 2) * ranks.local_world  # and the one in work, the one next
+    needed = batches * (batch_size * image_bytes + SMALL_BYTES)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise Mistake(
+            f"workers={workers}: their batches of {batch_size} images take up to "
+            f"{needed / 1e6:.0f} MB of {SHARED_MEMORY}, which has {free / 1e6:.0f} MB free; fewer "
+            "of them, or more of it (docker run --shm-size=1g)"
+        )
 
 
 def _start_worker(parent: int, apart: bool, _worker: int) -> None:

@@ -1,5 +1,6 @@
 """Worker processes for work on many files: they leave Ctrl-C to their parent and die with it."""
 
+import math
 import multiprocessing
 import os
 import signal
@@ -7,13 +8,31 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 PARENT_CHECK_S = 1.0
 
 
 def cores() -> int:
     """Processors that this process may use (not all that the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return math.ceil(min(there or 1, quota()))
+
+
+def quota(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Processors whose time a container may use: the least that its control group, or one above
+    it, allows (Linux's second version of them).
+    """
+    allowed = [math.inf]
+    lines = proc.read_text().splitlines() if proc.is_file() else []
+    for line in lines:
+        if line.startswith("0::/"):
+            own = root / line.removeprefix("0::/")
+            for group in (own, *own.parents):
+                if group.is_relative_to(root) and (group / "cpu.max").is_file():
+                    most, period = (group / "cpu.max").read_text().split()
+                    allowed.append(math.inf if most == "max" else int(most) / int(period))
+    return min(allowed)
 
 
 def worker_pool(processes: int) -> ProcessPoolExecutor:

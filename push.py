@@ -6,7 +6,6 @@ files. Then `wandb sweep -R` makes a sweep with these runs as its prior runs. Al
 off anywhere: the next call does only what is missing.
 """
 
-import fcntl
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import locks
 from arrived import LATE, Arrived, Kept, Server, client, lacking, read_run
 from cli import Failure, Mistake
 from mending import log_rows, mend
@@ -73,10 +73,8 @@ def tell_how_to_go_on(path: str, sweep: dict[str, Any], runs: int) -> None:
 @contextmanager
 def alone(record: Path) -> Iterator[None]:
     with open(record.with_name(f".{record.name}.lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Mistake(f"{record.parent} is being pushed by another process") from None
+        if not locks.take(lock):
+            raise Mistake(f"{record.parent} is being pushed by another process")
         yield
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -24,6 +25,7 @@ PROCESSES = "TINYSWEEP_PROCESSES"  # how many sweep.py wants a run to have
 REQUESTS = (None, "stop", "interrupt", "preempt")  # where processes differ, the last one counts
 # torchrun itself would die of SIGUSR1 (an older one does, then its processes see it gone).
 FORWARDED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+PATIENCE = timedelta(hours=12)  # while one decodes the images
 GONE = "another process of this run has ended"
 
 
@@ -151,11 +153,25 @@ class Ranks:
     @contextmanager
     def first_of_machine(self) -> Iterator[None]:
         """For what finds its work done where another process did it: one goes ahead."""
-        if self.several and self.local_rank > 0:
-            self.gather(None)
+        if not self.several:
+            yield
+            return
+        import torch.distributed as dist
+
+        with together():
+            # gloo's own patience, half an hour, is for what all do in step.
+            group = dist.new_group(backend="gloo", timeout=PATIENCE)
+        if self.local_rank > 0:
+            self._meet(group)
         yield
-        if self.several and self.local_rank == 0:
-            self.gather(None)
+        if self.local_rank == 0:
+            self._meet(group)
+
+    def _meet(self, group: Any) -> None:
+        import torch.distributed as dist
+
+        with together():
+            dist.barrier(group)
 
 
 ALONE = Ranks()

@@ -130,7 +130,11 @@ def read_predictions(folder: Path, data: "Data", epoch: int | None = None) -> di
     return predictions
 
 
-def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "Data":
+def load_data(
+    config: Config,
+    meanwhile: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> "Data":
     import data as datasets
 
     data_dir = Path(config.data_dir)
@@ -142,6 +146,7 @@ def load_data(config: Config, meanwhile: Callable[[], None] | None = None) -> "D
         config.split_seed,
         config.center_crop,
         meanwhile,
+        check,
     )
 
 

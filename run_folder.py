@@ -7,7 +7,6 @@ also where the same epoch would not give the same bits again (a GPU).
 """
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -24,6 +23,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import yaml
 
+import locks
 from cli import Mistake
 from config import FIELDS, Config, to_dict
 
@@ -83,13 +83,9 @@ class RunFolder:
         check_output_dir(output_dir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.take(self._lock):
             self._lock.close()
-            raise Mistake(
-                f"{self.path} is in use by another process; give another --run_id"
-            ) from None
+            raise Mistake(f"{self.path} is in use by another process; give another --run_id")
         # A worker that outlives us for a second must not hold the lock so long.
         os.register_at_fork(after_in_child=self._lock.close)
 
@@ -172,12 +168,9 @@ def is_in_use(run: Path) -> bool:
     """Whether a process works on this run; also one on another machine, where flock reaches."""
     try:
         with open(run / ".lock", "r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return not locks.take(lock, tries=1)
     except OSError:  # there is none, or it may only be read
         return False
-    return False
 
 
 def compare_configs(before: dict[str, Any], config: Config, source: Path) -> None:

@@ -7,7 +7,6 @@ classes leaves the earlier ones as they were.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import dice
+import locks
 from cli import Mistake
 from layout import make_data_dir
 
@@ -237,7 +237,7 @@ def _stamp_of(root: Path) -> dict | None:
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process, however that ends. The file stays."""
     with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.wait_for(file)
         yield
 
 

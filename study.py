@@ -12,10 +12,8 @@ A driver that dies leaves its trials in the journal as running and their locks f
 next takes them up. What a trial has reached is read from its run's folder.
 """
 
-import fcntl
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,10 +23,11 @@ from typing import IO, Any
 
 import yaml
 
+import locks
 import sweep_file
 from cli import Mistake
 from collection import best, is_study, read_history, read_summary
-from config import Config, to_dict
+from config import FIELDS, Config, to_dict
 from journal import open_journal
 from run_folder import is_in_use, writing
 from sweep_parameters import distribution
@@ -38,7 +37,6 @@ from trial import Job
 # What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
 # change between two calls.
 FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
-CLAIM_TRIES, CLAIM_PAUSE_S = 3, 0.01
 ENDS = ("finished", "stopped", "failed")
 
 
@@ -131,7 +129,7 @@ class Study:
     def lock(self) -> Iterator[None]:
         """One driver at a time decides what is tried next, by which all others know of it."""
         with open(self.folder / ".lock", "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            locks.wait_for(file)
             yield
 
     def claim(self, key: str) -> bool:
@@ -139,16 +137,11 @@ class Study:
         if key in self.claims:
             return False
         file = open(self.trials / f"{key}.lock", "a")
-        for _ in range(CLAIM_TRIES):  # somebody's look at it lasts a moment only
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(CLAIM_PAUSE_S)
-            else:
-                self.claims[key] = file
-                return True
-        file.close()
-        return False
+        if not locks.take(file):
+            file.close()
+            return False
+        self.claims[key] = file
+        return True
 
     def release(self, key: str) -> None:
         self.claims.pop(key).close()
@@ -167,7 +160,7 @@ class Study:
         run, parameters = Path(given["run"]), given["parameters"]
         if not run.parent.is_dir():  # moved, or seen from another machine
             run = self.output_dir(parameters) / given["run_id"]
-        epochs = {**self.by_command, **parameters}.get("epochs", Config().epochs)
+        epochs = {**self.by_command, **parameters}.get("epochs", FIELDS["epochs"].default)
         return Job(f"{number:03d}", given["run_id"], parameters, run, int(epochs))
 
     def next(self, count: int | None) -> Job | None:
@@ -314,7 +307,7 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
     except OSError as error:
         raise Mistake(f"--dir {folder}: {error.strerror}") from error
     with open(folder / ".lock", "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.wait_for(file)
         kept = folder / "sweep.yaml"
         before = sweep_file.read(kept) if kept.is_file() else None
         if before:

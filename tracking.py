@@ -10,11 +10,12 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import DISK_FULL, Mistake, Parser
+from cli import DISK_FULL, Failure, Mistake, Parser
 from config import Config, to_dict
 
 if TYPE_CHECKING:
@@ -131,6 +132,10 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.environ.get("WANDB_SWEEP_ID"))
 
 
+def reason_of(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def name_of(config: Config) -> str:
     return f"lr{config.max_lr:g}-aug{config.aug_strength:g}"
 
@@ -150,6 +155,7 @@ class Tracker:
 
         self._wandb = wandb
         self.pictures, self.picture_bytes = 0, 0  # files handed over, their size
+        self._failures: Counter[tuple[str, str]] = Counter()
         claim_environment(folder)
         name = name_of(config) if job_type == "train" else run_id
         about = {"id": run_id, "name": name, "job_type": job_type, "config": to_dict(config)}
@@ -167,17 +173,28 @@ class Tracker:
 
         mode = os.environ.get("WANDB_MODE")
         if mode == "offline":
-            return init(mode)
+            return self._start_offline(init)
         try:
             # Without asking the server: `init` does, and there a dead one is waited for.
             known = mode is not None or self._wandb.login(prompt=False, verify=False)
             return init(mode if known else "offline")
         # Whatever it is: a tracker must not keep a training from its start; the line tells.
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"W&B cannot be reached ({reason}): this run is tracked offline", flush=True)
+            told = f"W&B cannot be reached ({reason_of(error)}): this run is tracked offline"
+            print(told, flush=True)
             self._wandb.teardown()  # its service believes that the run of this id has begun
+            return self._start_offline(init)
+
+    def _start_offline(self, init: Callable[[str], Any]):
+        try:
             return init("offline")
+        # Whatever it is (no process for W&B's service, no place for its files): see above.
+        except Exception as error:
+            told = f"W&B cannot be started ({reason_of(error)})"
+            if in_sweep():
+                raise Failure(f"{told}, and with it what the sweep wants of this run") from error
+            print(f"{told}: this run is not tracked", flush=True)
+            return init("disabled")
 
     def _settings(self, stop: Callable[[], None]):
         return self._wandb.Settings(
@@ -278,6 +295,9 @@ class Tracker:
         if isinstance(error, TimeoutError):
             call = f"wandb sync --include-online {folder}"
             print(f"W&B: not all of this run has arrived; hand over the rest with `{call}`")
+        for (what, kind), times in self._failures.items():
+            if times > 1:
+                print(f"W&B: {what} failed {times:,} times ({kind})", flush=True)
         release_environment()
 
     def _count(self, size: int) -> None:
@@ -291,9 +311,10 @@ class Tracker:
             return None
         # Whatever it is: a tracker that fails must not cost hours of training; the line tells.
         except Exception as error:
-            print(
-                f"W&B: {what} failed, the run goes on ({type(error).__name__}: {error})", flush=True
-            )
+            kind = type(error).__name__
+            self._failures[what, kind] += 1
+            if self._failures[what, kind] == 1:  # a dead service fails at every step
+                print(f"W&B: {what} failed, the run goes on ({kind}: {error})", flush=True)
             return error
 
     def _surely(self, what: str, call: Callable[[], None], check: Callable[[], None]) -> None:

@@ -14,7 +14,6 @@ hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the cal
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -230,9 +229,11 @@ def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str
             tracker.finish(exit_code=2)
             raise
     try:
-        training = prepare(config, ranks, run_id, tracked=tracker is None)
+        training = prepare(config, ranks, run_id, tracker is None, ending.check)
         if training.folder.state() != "finished":
             training.begin()
+    except Ended as ended:
+        return leave_unbegun(tracker, ended.request)
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
@@ -246,6 +247,16 @@ def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str
         return summary
     tracker = tracker or start_tracker()
     return carry_out(training, tracker, ending)
+
+
+def leave_unbegun(tracker: "Tracker | None", request: str) -> dict[str, Any]:
+    """Of a run that is ended while its data are made ready nothing is left."""
+    if tracker:
+        if request == "preempt":
+            tracker.mark_preempting()
+        tracker.finish(EXIT_CODES[request])
+    print(f"{STATES[request]} before its beginning", flush=True)
+    return {"state": STATES[request]}
 
 
 def carry_out(training: "Training", tracker: "Tracker", ending: Ending) -> dict[str, Any]:
@@ -373,7 +384,6 @@ def command(arguments: list[str]) -> int:
     summary = main(config, options.run_id)
     for request, state in STATES.items():
         if summary.get("state") == state:
-            sys.stdout.flush()
             die_of(request)
     return 0
 

@@ -138,12 +138,17 @@ class Training:
 
 
 def prepare(
-    config: Config | None, ranks: Ranks, run_id: str | None = None, tracked: bool = False
+    config: Config | None,
+    ranks: Ranks,
+    run_id: str | None = None,
+    tracked: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Training:
     """Every check that needs the data, the device or the disk, before anything is written but the
     run's empty folder.
 
     The config is the first process's, and so is the run. `tracked`: W&B's run begins after this.
+    `check` may end the wait for the data.
     """
     from record import load_data
     from run_folder import RunFolder, check_output_dir
@@ -153,7 +158,7 @@ def prepare(
         check_output_dir(Path(config.output_dir))
     config, run_id = ranks.share((config, run_id))
     with ranks.first_of_machine():  # it decodes the images, where nobody has done so yet
-        data = load_data(config, meanwhile=imports)
+        data = load_data(config, imports, check)
     imports()  # where few files left no while
     training = Training(config, data, ranks, run_id)
     folder = RunFolder(Path(config.output_dir), run_id) if ranks.first else None

@@ -104,7 +104,7 @@ def timms(data_dir: Path, folder: Path, epochs: int) -> Curve:
     )
     curve, seconds = [], 0.0
     if kept.is_file():
-        state = torch.load(kept)
+        state = torch.load(kept, weights_only=True)
         way.model.load_state_dict(state["model"])
         way.optimizer.load_state_dict(state["optimizer"])
         curve = [tuple(point) for point in state["curve"]]

@@ -94,7 +94,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(data_dir):
 def test_a_killed_builder_leaves_nothing_that_is_used(data_dir):
     die = (
         "import data, os, signal\n"
-        "def build(found, npy):\n"
+        "def build(found, npy, check):\n"
         "    data.create_images(npy, 42, 64, 64); os.kill(os.getpid(), signal.SIGKILL)\n"
         "data._decode_layout = build\n"
     )

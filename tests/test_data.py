@@ -1,6 +1,8 @@
 """The commands of data.py, as a user types them."""
 
+import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from urllib.error import URLError
@@ -309,3 +311,13 @@ def test_the_middle_of_images_without_boxes():
     cropped = data.crop_cache(cache, 3)  # an odd margin: one row more is lost below and right
     np.testing.assert_array_equal(cropped.images, images[:, 1:4, 1:4])
     assert (cropped.boxes == layout.NO_BOX).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_no_text_is_a_name(data_dir, tree):
+    """Latin-1, from an old archive."""
+    images = tree / "train" / WNIDS[0] / "images"
+    path = images / os.fsdecode(b"caf\xe9.JPEG")
+    shutil.copy(images / f"{WNIDS[0]}_3.JPEG", path)
+    loaded = data.load("tiny-imagenet", data_dir)
+    assert str(path.relative_to(tree)) in [loaded.file(i) for i in range(len(loaded.labels))]
