@@ -14,7 +14,8 @@ next takes them up. What a trial has reached is read from its run's folder.
 
 import os
 import re
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -63,6 +64,16 @@ class Standing:
     seconds: float  # of its epochs, in all
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a study needs of a run's history; its rows would be hundreds of MB of 5,000 trials."""
+
+    stamp: tuple[int, ...] = ()  # of the file
+    epochs: int = 0
+    values: Sequence[float] = ()  # the metric, where an epoch has it
+    seconds: float = 0.0
+
+
 class Study:
     """Use `create` or `load`."""
 
@@ -71,7 +82,8 @@ class Study:
         self.optuna, self.storage = optuna_study, storage
         self.trials = folder / "trials"
         self.claims: dict[str, IO] = {}
-        self._read: dict[Path, tuple[tuple, list]] = {}
+        self._progress: dict[Path, Progress] = {}
+        self._ended: dict[int, Standing] = {}  # which change no more
 
     @property
     def name(self) -> str:
@@ -232,21 +244,26 @@ class Study:
 
     def epochs(self, job: Job) -> int:
         """Whole ones so far."""
-        return len(self._history(job.run))
+        return self._progress_of(job.run).epochs
 
-    def values(self, job: Job) -> list[float]:
-        """The metric after every epoch; read again only where the file has changed."""
-        return [row[self.metric] for row in self._history(job.run) if self.metric in row]
+    def values(self, job: Job) -> Sequence[float]:
+        """The metric after every epoch."""
+        return self._progress_of(job.run).values
 
-    def _history(self, run: Path) -> list[dict[str, float]]:
+    def _progress_of(self, run: Path) -> Progress:
+        """Read again only where the file has changed."""
         try:
             about = (run / "history.csv").stat()
         except (FileNotFoundError, NotADirectoryError):
-            return []
+            return Progress()
         stamp = (about.st_mtime_ns, about.st_size, about.st_ino)
-        if self._read.get(run, (None,))[0] != stamp:
-            self._read[run] = stamp, read_history(run)
-        return self._read[run][1]
+        known = self._progress.get(run)
+        if known is None or known.stamp != stamp:
+            rows = read_history(run)
+            values = array("d", (row[self.metric] for row in rows if self.metric in row))
+            seconds = sum(row.get("time/epoch_s", 0) for row in rows)
+            known = self._progress[run] = Progress(stamp, len(rows), values, seconds)
+        return known
 
     def reached(self, job: Job, state: str) -> float | None:
         """A run's value: the best over its epochs; of a failed one with `impute: latest`, the last;
@@ -271,21 +288,24 @@ class Study:
     def standings(self) -> list[Standing]:
         found = []
         for trial in self.optuna.get_trials(deepcopy=False):
-            if "job" in trial.user_attrs:
-                found.append(self._standing(trial))
+            if "job" not in trial.user_attrs:
+                continue
+            standing = self._ended.get(trial.number) or self._standing(trial)
+            if trial.state.is_finished():
+                self._ended[trial.number] = standing
+            found.append(standing)
         return found
 
     def _standing(self, trial) -> Standing:
         job = self.job(trial.number, trial.user_attrs["job"])
-        rows = self._history(job.run)
-        seconds = sum(row.get("time/epoch_s", 0) for row in rows)
+        made = self._progress_of(job.run)
         if trial.state.is_finished():
             end = trial.user_attrs["end"]
             state, value, error = end["state"], end["value"], tuple(end["error"])
-            return Standing(trial.number, job, state, end["epochs"], value, error, seconds)
+            return Standing(trial.number, job, state, end["epochs"], value, error, made.seconds)
         state = "running" if self._is_claimed(job.key) or is_in_use(job.run) else "waiting"
         value = self.reached(job, state)
-        return Standing(trial.number, job, state, len(rows), value, (), seconds)
+        return Standing(trial.number, job, state, made.epochs, value, (), made.seconds)
 
 
 def folder_of(sweep: dict[str, Any], file: Path) -> Path:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from test_offline import Offline, offline
 
+import study
 from conftest import REPO
 from runs import history_lines, summary
 
@@ -22,6 +23,31 @@ def resident_mib(pid: int) -> float:
     """0 once it has ended."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_what_has_ended_is_not_read_again(tmp_path, monkeypatch):
+    """A look each second at thousands of trials costs what those at work cost."""
+    monkeypatch.chdir(tmp_path)
+    sweep = {
+        "program": "train.py",
+        "method": "random",
+        "metric": {"name": "val/acc", "goal": "maximize"},
+        "parameters": {"max_lr": {"min": 0.01, "max": 0.1}},
+    }
+    made = study.create(tmp_path / "s", sweep)
+    for number in range(20):
+        job = made.next(None)
+        job.run.mkdir(parents=True)
+        (job.run / "history.csv").write_text(f"epoch,val/acc,time/epoch_s\n1,0.{number},2.5\n")
+        if number < 19:
+            made.ended(job, study.End("finished", number / 100, 1))
+    before = made.standings()
+    assert [one.state for one in before] == ["finished"] * 19 + ["running"]
+    assert {one.seconds for one in before} == {2.5}
+    shutil.rmtree(tmp_path / "runs")
+    after = made.standings()
+    assert after[:-1] == before[:-1]
+    assert (after[-1].epochs, after[-1].seconds) == (0, 0)
 
 
 @pytest.mark.slow
