@@ -8,6 +8,7 @@ tells whether it still fits.
 
 import errno
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -87,18 +88,21 @@ def _read(folder: Path) -> Cache | None:
 
 def _build(parent: Path, name: str, folder: Path, build: Callable[[Path], dict]) -> None:
     # We hold the lock: whatever else is here under this name is stale, or left by a killed process.
-    # (Others' files, or on NFS files that are open, stay; they are in nobody's way.)
-    for stale in parent.glob(f"{name}-v*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    unfinished.mkdir(exist_ok=True)
+    # (Others' files, or on NFS files that are open, stay; they are in nobody's way. Without locks
+    # somebody may be at work there.)
+    for stale in [folder] if locks.missing else parent.glob(f"{name}-v*"):
+        if stale.exists():
+            shutil.rmtree(stale, ignore_errors=stale != folder)
+    unfinished = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.unfinished")
+    unfinished.mkdir()
     try:
         images = unfinished / "images.npy"
         arrays = build(images)
         np.savez(unfinished / "index.npz", **arrays)
         for path in (images, unfinished / "index.npz"):
             _sync(path)
-        os.rename(unfinished, folder)
+        if not (locks.missing and folder.exists()):  # another was faster
+            os.rename(unfinished, folder)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

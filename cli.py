@@ -6,6 +6,7 @@ these.
 """
 
 import argparse
+import contextlib
 import difflib
 import errno
 import os
@@ -79,7 +80,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             _close_output()
         status = _say(failure, 1, failure.said_by_all)
     except KeyboardInterrupt:
-        flush()
+        with contextlib.suppress(OSError):
+            flush()
         die_of_signal(signal.SIGINT)
     except BrokenPipeError:
         _close_output()  # the reader (`| head`) has seen enough
@@ -93,6 +95,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
 def flush() -> None:
     if sys.stdout:  # none where the caller has closed it
         sys.stdout.flush()
+
+
+def say_last(*words: str) -> None:
+    """On the way out, to whoever still reads."""
+    with contextlib.suppress(OSError):
+        print(*words, flush=True)
 
 
 def die_of_signal(number: int) -> NoReturn:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
@@ -44,6 +45,7 @@ class Ending:
         self.request: str | None = None
         self._term_at: float | None = None
         self._interrupted_at: float | None = None
+        self.over = False  # the run has ended; who called for it may go on
         self._ranks = ranks
         self._parents = parents(2 if ranks.launched else 1)
 
@@ -77,6 +79,15 @@ class Ending:
             self.request = agreed
             raise Ended(agreed)
 
+    def check_unbegun(self) -> None:
+        """While a run is made ready. A stop keeps a score, so that one it comes to first; and of
+        several processes all leave at the same place.
+        """
+        with contextlib.suppress(Ended):
+            self.check()
+        if self.request not in (None, "stop") and not self._ranks.several:
+            raise Ended(self.request)
+
     def settle(self) -> str | None:
         """The request, if there is one; waits out the second in which SIGTERM's meaning is open."""
         while self.request is None and self._term_at is not None:
@@ -92,7 +103,7 @@ class Ending:
         """Whoever insists gets it at once, as by kill -9. (torchrun sends its own, too.)"""
         now = time.monotonic()
         self._interrupted_at = self._interrupted_at or now
-        if now - self._interrupted_at > INSISTS_AFTER_S:
+        if not self.over and now - self._interrupted_at > INSISTS_AFTER_S:
             die_of_signal(signal.SIGINT)
         self._on_signal("interrupt")
 
@@ -127,7 +138,8 @@ def die_of(request: str) -> NoReturn:
     """End the process as the request wants it seen: by the signal itself, or with status 0."""
     if request == "stop":
         raise SystemExit(0)
-    flush()
+    with contextlib.suppress(OSError):  # nobody reads any more
+        flush()
     die_of_signal(signal.SIGTERM if request == "preempt" else signal.SIGINT)
 
 
@@ -171,7 +183,9 @@ def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
         return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
-    if str(error).startswith("DataLoader"):  # one was killed, or none gives a batch
+    if isinstance(error, BrokenExecutor):
+        return Failure(f"{run}: a process that decodes images was killed; is memory short?")
+    if str(error).startswith("DataLoader worker"):  # it was killed, or cannot hand its batch over
         reason = str(error).splitlines()[0].rstrip(". ")
         fewer = "fewer --workers take less memory, also of /dev/shm"
         return Failure(f"{run}: {reason}; {fewer}; {again or to_go_on(run)}")

@@ -15,8 +15,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from functools import lru_cache, partial
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,6 @@ FORK = "fork" if sys.platform == "linux" else None
 PREFETCHED = 2  # batches that torch has each worker make ahead
 SHARED_MEMORY = Path("/dev/shm")
 SMALL_BYTES = 64 * 1024  # more than labels and the like take
-PATIENCE_S = 600.0  # for a batch, which takes milliseconds
 ORDER = 3  # purpose of the dice, beside those of augment.py
 
 
@@ -73,6 +73,11 @@ class EpochOrder(Sampler):
     def batches(self) -> int:
         return math.ceil(len(self.indices) / self.batch_size)  # the short last batch is kept
 
+    @property
+    def largest(self) -> int:
+        """Images that this process has of a batch."""
+        return min(self.batch_size, len(self.indices))
+
 
 class TrainingOrder(EpochOrder):
     """Shuffled by (seed, epoch); of each batch its part to each process."""
@@ -83,6 +88,10 @@ class TrainingOrder(EpochOrder):
 
     def __len__(self) -> int:
         return self.batches
+
+    @property
+    def largest(self) -> int:
+        return math.ceil(super().largest / self.ranks.world)
 
     def __iter__(self) -> Iterator[Request]:
         order = self.indices[dice.order(len(self.indices), self.seed, ORDER, self.epoch)]
@@ -173,7 +182,7 @@ def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
 
 def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool) -> DataLoader:
     if workers:
-        check_shared_memory(images.images[:1].nbytes, order.batch_size, workers, order.ranks)
+        check_shared_memory(images.images[:1].nbytes, order, workers)
     return DataLoader(
         images,
         sampler=order,
@@ -181,7 +190,6 @@ def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool)
         num_workers=workers,
         persistent_workers=workers > 0,
         multiprocessing_context=FORK if workers else None,
-        timeout=PATIENCE_S if workers else 0,
         pin_memory=pinned,
         # Otherwise every epoch would take a number from torch's global stream.
         generator=torch.Generator(),
@@ -190,22 +198,31 @@ def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool)
     )
 
 
-def check_shared_memory(image_bytes: int, batch_size: int, workers: int, ranks: Ranks) -> None:
-    """Workers hand batches over in shared memory; where it is full, torch waits for ever."""
-    if not SHARED_MEMORY.is_dir():
+def check_shared_memory(image_bytes: int, order: EpochOrder, workers: int) -> None:
+    """Workers hand batches over in shared memory, of which a container may have little."""
+    room = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+    if room is None or not room.total:  # without a limit
         return
-    batches = (PREFETCHED * workers + 2) * ranks.local_world  # and the one in work, the one next
-    needed = batches * (batch_size * image_bytes + SMALL_BYTES)
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
+    batches = min(PREFETCHED * workers + 2, len(order))  # and the one in work, the one next
+    needed = order.ranks.local_world * batches * (order.largest * image_bytes + SMALL_BYTES)
+    if needed > room.free:
         raise Mistake(
-            f"workers={workers}: their batches of {batch_size} images take up to "
-            f"{needed / 1e6:.0f} MB of {SHARED_MEMORY}, which has {free / 1e6:.0f} MB free; fewer "
-            "of them, or more of it (docker run --shm-size=1g)"
+            f"workers={workers}: their batches of {order.largest} images take up to "
+            f"{needed / 1e6:.1f} MB of {SHARED_MEMORY}, which has {room.free / 1e6:.1f} MB free; "
+            "fewer of them, or more of it (docker run --shm-size=1g)"
         )
 
 
+def _give_up(error: Exception, _batch: Any) -> None:
+    """A worker that cannot hand a batch over, for a full /dev/shm, ends. As it comes it would go on
+    without the batch, for which its parent waits for ever.
+    """
+    os.write(2, f"a worker of the loader cannot hand a batch over: {error}\n".encode())
+    os._exit(1)
+
+
 def _start_worker(parent: int, apart: bool, _worker: int) -> None:
+    Queue._on_queue_feeder_error = staticmethod(_give_up)
     if apart:
         # torchrun sends its signals to a process and all its children. Where a child ends by one,
         # its parent leaves its work at another place than the other processes.

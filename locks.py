@@ -7,10 +7,10 @@ import time
 from typing import IO
 
 # A Lustre that is mounted without them, NFS without its lock service.
-NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 TRIES, PAUSE_S = 3, 0.01  # somebody's look at a lock holds it for a moment only
 
-_said = False
+missing = False  # here, as far as is known
 
 
 def wait_for(file: IO) -> None:
@@ -33,17 +33,17 @@ def take(file: IO, tries: int = TRIES) -> bool:
 
 def _flock(file: IO, how: int) -> None:
     """Where the file system has no locks, it is said: one process at a time is the user's care."""
-    global _said
+    global missing
     try:
         fcntl.flock(file, how)
     except OSError as error:
         if error.errno not in NOT_HERE:
             raise
-        if not _said:
+        if not missing:
             print(
                 f"{file.name}: this file system has no locks ({error.strerror}); "
                 "let no two processes work on the same run or study",
                 file=sys.stderr,
                 flush=True,
             )
-        _said = True
+        missing = True

@@ -243,7 +243,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _remove_leftovers(root: Path) -> None:
     """What killed processes left behind: only the holder of the lock makes such folders."""
-    for path in root.parent.iterdir():
+    for path in [] if locks.missing else root.parent.iterdir():
         if re.fullmatch(rf"\.{re.escape(root.name)}\.\d+\.(new|old)", path.name):
             shutil.rmtree(path)
 

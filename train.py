@@ -16,11 +16,13 @@ hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the cal
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
-from cli import Failure, Mistake
+from cli import Failure, Mistake, say_last
 from config import Config, add_arguments, from_arguments, from_mapping, given
 from ending import (
     EXIT_CODES,
@@ -207,8 +209,11 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
         return help_out(ranks, ending)
     check_project()
     run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
-    with client_of(Path(config.output_dir) / run_id):
-        return track(config, run_id, ranks, ending)
+    try:
+        with client_of(Path(config.output_dir) / run_id):
+            return track(config, run_id, ranks, ending)
+    finally:
+        ending.over = True
 
 
 def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str, Any]:
@@ -229,12 +234,17 @@ def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str
             tracker.finish(exit_code=2)
             raise
     try:
-        training = prepare(config, ranks, run_id, tracker is None, ending.check)
+        begun = (folder / "config.yaml").is_file()
+        check = (lambda: None) if begun else ending.check_unbegun
+        training = prepare(config, ranks, run_id, tracker is None, check)
         if training.folder.state() != "finished":
             training.begin()
     except Ended as ended:
         return leave_unbegun(tracker, ended.request)
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
+        # SIGTERM to the whole group ends who decodes, too.
+        if isinstance(problem, BrokenExecutor) and ending.settle():
+            return leave_unbegun(tracker, ending.request)
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
         raise as_failure(problem, folder) from problem
@@ -255,7 +265,7 @@ def leave_unbegun(tracker: "Tracker | None", request: str) -> dict[str, Any]:
         if request == "preempt":
             tracker.mark_preempting()
         tracker.finish(EXIT_CODES[request])
-    print(f"{STATES[request]} before its beginning", flush=True)
+    say_last(f"{STATES[request]} before its beginning")
     return {"state": STATES[request]}
 
 
@@ -279,7 +289,7 @@ def carry_out(training: "Training", tracker: "Tracker", ending: Ending) -> dict[
     finally:
         summary = write_down_the_end(training, tracker, state, code)
     again = f"; {to_go_on(training.folder.path)}" if state in ("preempted", "interrupted") else ""
-    print(f"{state}: {training.folder.path}{again}", flush=True)
+    say_last(f"{state}: {training.folder.path}{again}")
     return summary
 
 
@@ -364,7 +374,8 @@ def command(arguments: list[str]) -> int:
         from tracking import refuse_suggestion
 
         if Ranks.of_environment().first:
-            refuse_suggestion(arguments)
+            with suppress(Failure):  # W&B cannot start; the mistake is what there is to say
+                refuse_suggestion(arguments)
         raise
     if options.evaluate:
         if options.config or options.run_id or options.find_lr:

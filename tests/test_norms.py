@@ -105,7 +105,7 @@ def one_of_several(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_parts_are_normalised_as_the_whole(world, tmp_path):
     torch.multiprocessing.spawn(one_of_several, (world, tmp_path), world)
     each = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]

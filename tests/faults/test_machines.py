@@ -2,6 +2,7 @@
 without locks, a Python that starts its workers otherwise, a W&B client that cannot start.
 """
 
+import contextlib
 import math
 import os
 import shutil
@@ -11,13 +12,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import data
 import locks
+from cli import Mistake
 from conftest import REPO
+from loader import SMALL_BYTES, MeasuringOrder, TrainingOrder, check_shared_memory
 from pool import cores, quota
-from runs import FAST, history, summary
+from ranks import Ranks
+from runs import FAST, Run, history, summary
 
 NO_LOCKS = """
 import errno, fcntl
@@ -27,16 +34,19 @@ fcntl.flock = flock
 """
 
 
-def apart(shapes_dir: Path, folder: Path, before: str = "", *flags: str) -> subprocess.Popen:
+def apart(
+    shapes_dir: Path, folder: Path, before: str = "", *flags: str, program: tuple = ("train.py",)
+) -> subprocess.Popen:
     """train.py in namespaces of its own, as in a container; `before` is done by its shell."""
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-mpf", "true"], capture_output=True).returncode:
         pytest.skip("needs the right to make namespaces (root), as containers have them")
     given = ["--dataset=shapes", f"--data_dir={shapes_dir}", f"--output_dir={folder / 'runs'}"]
     given += ["--run_id=run", "--image_size=16", "--model=small", "--batch_size=16", *flags]
-    command = [sys.executable, str(REPO / "train.py"), *given]
+    command = [sys.executable, *program, *given]
     return subprocess.Popen(
         [unshare, "-mpf", "--mount-proc", "sh", "-c", f'{before} exec "$@"', "sh", *command],
+        cwd=REPO,
         env={**os.environ, **FAST, "HOME": str(folder), "WANDB_MODE": "offline"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -72,22 +82,40 @@ def test_too_little_shared_memory_is_told_before_anything_begins(shapes_dir, tmp
 
 
 @pytest.mark.fault("container: little shared memory")
-def test_shared_memory_that_others_fill_ends_the_run_and_hangs_it_not(start, tmp_path, monkeypatch):
-    """A worker that cannot hand over a batch says so to nobody; torch would wait for ever."""
-    patch = """
-import loader, multiprocessing.queues as queues
-loader.PATIENCE_S = 3
-feed = queues.Queue._feed
-def hand_nothing_over(buffer, *others):
-    import time
-    time.sleep(1000)
-queues.Queue._feed = staticmethod(hand_nothing_over)
-"""
-    run = start(tmp_path, patch=patch, workers=1)
-    assert run.wait() == 1, run.text
-    assert "error: " in run.text and "timed out after 3 seconds" in run.text
-    assert "--workers" in run.text and "Traceback" not in run.text
-    assert summary(run.folder)["state"] == "failed"
+def test_shared_memory_that_others_fill_ends_the_run_and_hangs_it_not(shapes_dir, tmp_path):
+    """A worker that cannot hand over its batch ends; as it comes torch waits for it for ever."""
+    little = "mount -t tmpfs -o size=256k tmpfs /dev/shm &&"
+    late = "import loader, train, cli; loader.check_shared_memory = lambda *_: None; "
+    late += "cli.run(train.command)"
+    process = apart(shapes_dir, tmp_path, little, "--workers=2", program=("-c", late))
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, text
+    assert "cannot hand a batch over: " in text and "No space left" in text
+    assert "error: " in text and "Traceback" not in text
+    assert summary(tmp_path / "runs/run")["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("order", "images"),
+    [
+        (TrainingOrder(np.arange(100), 32, 0, Ranks()), 32),
+        (TrainingOrder(np.arange(100), 4096, 0, Ranks()), 100),
+        (TrainingOrder(np.arange(100), 32, 0, Ranks(0, 8, 0, 8)), 4),
+        (MeasuringOrder(np.arange(100), 32, Ranks(0, 8, 0, 8)), 32),
+    ],
+)
+def test_what_shared_memory_is_asked_for(order, images, monkeypatch):
+    """What there can be at a time, not more; nothing where it has no limit."""
+    batches = min(6, len(order)) * order.ranks.local_world
+    needed = batches * (images * 10_000 + SMALL_BYTES)
+    for free, enough in ((needed, True), (needed - 1, False)):
+        room = SimpleNamespace(total=2**40, free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, room=room: room)
+        with contextlib.nullcontext() if enough else pytest.raises(Mistake, match="workers=2"):
+            check_shared_memory(10_000, order, workers=2)
+    unlimited = SimpleNamespace(total=0, free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: unlimited)
+    check_shared_memory(10_000, order, workers=2)
 
 
 @pytest.mark.fault("a worker killed")
@@ -187,7 +215,7 @@ learner.Learner.train_step = stuck
     run.until((tmp_path / "here").exists)
     run.signal(signal.SIGINT)
     run.signal(signal.SIGINT)  # as torchrun and a terminal send it together
-    time.sleep(2.5)
+    time.sleep(4)
     assert not run.ended
     run.signal(signal.SIGINT)
     assert run.wait() == 130
@@ -197,34 +225,73 @@ learner.Learner.train_step = stuck
     assert history(again.folder) == history(undisturbed)
 
 
-@pytest.mark.fault("a signal while images are decoded")
-@pytest.mark.parametrize(
-    ("number", "status", "in_sweep"),
-    [(signal.SIGINT, 130, False), (signal.SIGTERM, 143, False), (signal.SIGTERM, 0, True)],
-)
-def test_a_signal_while_images_are_decoded(number, status, in_sweep, start, shapes_dir, tmp_path):
-    shutil.copytree(shapes_dir, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
-    patch = """
+SLOWLY_DECODED = """
 import data, pathlib, time
 real = data.decode_files
 def slowly(*arguments):
     for chunk in real(*arguments):
         (pathlib.Path(os.environ["HOME"]) / "here").touch()
-        time.sleep(1.5)
+        time.sleep(1)
         yield chunk
 data.decode_files = slowly
 """
-    env = {}
-    if in_sweep:
-        (tmp_path / "given.yaml").write_text("max_lr:\n  value: 0.02\n")
-        env["WANDB_SWEEP_PARAM_PATH"] = str(tmp_path / "given.yaml")
-    run = start(tmp_path, patch=patch, data_dir=tmp_path / "data", env=env)
-    run.until((tmp_path / "here").exists)
+
+
+def signalled_while_decoding(number: int, start, shapes_dir: Path, home: Path, **env: str) -> Run:
+    shutil.copytree(shapes_dir, home / "data", ignore=shutil.ignore_patterns(".cache"))
+    run = start(home, patch=SLOWLY_DECODED, data_dir=home / "data", env=env)
+    run.until((home / "here").exists)
     run.signal(number)
+    return run
+
+
+@pytest.mark.fault("a signal while images are decoded")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_images_are_decoded(number, status, start, shapes_dir, tmp_path):
+    run = signalled_while_decoding(number, start, shapes_dir, tmp_path)
     assert run.wait() == status, run.text
     assert "before its beginning" in run.text and "Traceback" not in run.text
     assert not (run.folder / "config.yaml").exists()
     assert not list((tmp_path / "data" / ".cache").glob("shapes-*"))
+
+
+@pytest.mark.fault("a signal while images are decoded")
+def test_a_stop_while_images_are_decoded_has_its_summary(start, shapes_dir, tmp_path):
+    (tmp_path / "given.yaml").write_text("max_lr:\n  value: 0.02\n")
+    given = {"WANDB_SWEEP_PARAM_PATH": str(tmp_path / "given.yaml")}
+    run = signalled_while_decoding(signal.SIGTERM, start, shapes_dir, tmp_path, **given)
+    assert run.wait() == 0, run.text
+    assert summary(run.folder)["state"] == "stopped"
+
+
+@pytest.mark.fault("a signal while images are decoded")
+def test_a_signal_to_all_while_a_pool_decodes(start, shapes_dir, tmp_path):
+    """Who decodes dies of it."""
+    patch = "import decode; decode.FEW = 1; decode.CHUNK = 10" + SLOWLY_DECODED
+    shutil.copytree(shapes_dir, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+    run = start(tmp_path, patch=patch, data_dir=tmp_path / "data")
+    run.until((tmp_path / "here").exists)
+    run.signal_group(signal.SIGTERM)
+    assert run.wait() == 143, run.text
+    assert "Traceback" not in run.text
+
+
+@pytest.mark.fault("file system: no locks")
+def test_without_locks_two_build_a_cache_and_neither_spoils_the_others(data_dir, monkeypatch):
+    monkeypatch.setattr(locks, "missing", True)
+    real = data._decode_layout
+
+    def slower(found, images_npy, check):
+        monkeypatch.setattr(data, "_decode_layout", real)
+        told = real(found, images_npy, check)
+        data.get("tiny-imagenet", data_dir)  # another builds it meanwhile
+        return told
+
+    monkeypatch.setattr(data, "_decode_layout", slower)
+    monkeypatch.setattr(locks, "take", lambda *_: True)
+    _, cache = data.get("tiny-imagenet", data_dir)
+    assert (cache.images.reshape(len(cache.images), -1).std(axis=1) > 0).all()
+    assert [path.name.count("unfinished") for path in (data_dir / ".cache").glob("*-v*")] == [0]
 
 
 def test_the_share_of_the_cores_that_a_container_may_use(tmp_path, monkeypatch):
