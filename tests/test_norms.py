@@ -149,6 +149,7 @@ def one_of_two_compiled(rank: int, world: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_compiled_the_gradients_are_the_same(tmp_path):
     torch.multiprocessing.spawn(one_of_two_compiled, (2, tmp_path), 2)
 

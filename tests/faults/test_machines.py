@@ -136,7 +136,7 @@ loader.CachedImages.__getitem__ = die
     assert len(history(run.folder)) == 1
 
 
-def test_workers_start_where_python_would_have_a_server_start_them(start, tmp_path, undisturbed):
+def test_workers_start_where_python_would_have_a_server_start_them(start, tmp_path):
     """Python 3.14's own choice."""
     patch = "import multiprocessing; multiprocessing.set_start_method('forkserver', force=True)"
     run = start(tmp_path, patch=patch, workers=2, epochs=1)
