@@ -22,8 +22,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+import suggestion
 from cli import Mistake
 from config import Config
 from ending import die_of, on_request
@@ -43,7 +42,7 @@ GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
 @dataclass
 class EndedRun:
     run_id: str
-    output_dir: str | None  # where the command says so
+    command: list[str]
     begun: float  # time of day
     error: str  # the last line of its output that tells of one
 
@@ -76,18 +75,18 @@ class Agent:
         self.reader.start()
 
     def _read(self, process: subprocess.Popen) -> None:
-        output_dir, begun, error = None, 0.0, "it printed none"
+        command, begun, error = [], 0.0, "it printed none"
         for line in process.stdout:
             with contextlib.suppress(OSError):  # nobody reads us; the agent must not block
                 print(f"[{self.name}] {line}", end="", flush=True)
             if "About to run command: " in line:
-                output_dir, begun, error = output_dir_in(line), time.time(), "it printed none"
+                command, begun, error = words_of(line), time.time(), "it printed none"
             elif re.search(r"error", line, re.IGNORECASE) and tells(line) >= tells(error):
                 error = line.strip()
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
             if ended:
                 self.runs += 1
-                self.ended.append(EndedRun(ended[1], output_dir, begun, error))
+                self.ended.append(EndedRun(ended[1], command, begun, error))
         self.last_error = error
 
     @property
@@ -221,26 +220,23 @@ class Launcher:
             agent.wait(deadline)
 
 
-def output_dir_in(line: str) -> str | None:
-    """What a logged command gives, by a flag or in a recipe; words with spaces are in quotes."""
-    words = [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
-    try:
-        return of_command(words).get("output_dir")
-    except Mistake:  # the run will say so itself, and fail
-        return None
+def words_of(line: str) -> list[str]:
+    """Of a command that was logged; words with spaces are in quotes."""
+    return [word.strip('"') for word in re.findall(r'"[^"]*"|\S+', line)]
 
 
 def state_of(ended: EndedRun, sweep_id: str) -> str | None:
     """How the run ended, by its summary.json; None where it could not even write one (that of a
     preemption before lies there until the run has begun again).
     """
-    output_dir = ended.output_dir
-    folder = Path(os.environ.get("WANDB_DIR", "."))
-    given = folder / "wandb" / f"sweep-{sweep_id}" / f"config-{ended.run_id}.yaml"
-    if given.is_file():  # a parameter of the sweep is stronger than the command
-        parameters = yaml.safe_load(given.read_text()) or {}
-        output_dir = parameters.get("output_dir", {}).get("value") or output_dir
-    summary = Path(output_dir or Config().output_dir) / ended.run_id / "summary.json"
+    folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / f"sweep-{sweep_id}"
+    told = suggestion.read_parameters(folder / f"config-{ended.run_id}.yaml")
+    try:
+        by_command = of_command(suggestion.own_arguments(ended.command, told))
+    except Mistake:  # the run has said so itself
+        by_command = {}
+    output_dir = suggestion.output_dir(by_command.get("output_dir", Config.output_dir), told)
+    summary = output_dir / ended.run_id / "summary.json"
     try:
         state = json.loads(summary.read_text())["state"]
         before = summary.stat().st_mtime < ended.begun - CLOCKS_DIFFER_S

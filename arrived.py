@@ -5,8 +5,6 @@ nor its marks in a run's folder say that anything arrived.
 """
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -15,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import collection
-from processes import dies_with_us
+import records
 from tracking import PROJECT
 from wandb_api import TIMEOUT_S, asked, login
 
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1}  # of the states that are an end
 GRACE_S = 20  # it counts some seconds later what it was sent
 MOST_ROWS = 100_000  # above that W&B draws a sample
-HEADER_BYTES = 7  # of a .wandb file; one that was killed at its start has no more
 RUN, ROWS, SCORE, END = "the run", "the epochs", "best_val_acc", "the end"
 MODEL, TABLE, PICTURES = "the model", "the table of mistakes", "pictures"
 LATE = {RUN, ROWS, SCORE, END, PICTURES}  # the server may have been sent it and not show it yet
@@ -62,14 +59,14 @@ def read_run(path: Path) -> Kept | None:
         return None
     rows = [{**row, "epoch": int(row["epoch"])} for row in past.rows]
     has_table = past.state == "finished" and bool(past.config["mistakes"]) and _is_wrong(path)
-    records = _records(path)
-    roots = [folder / "files" for folder in records]
+    found = _records(path)
+    roots = [record / "files" for record in found]
     pictures = {
         str(file.relative_to(root)): file
         for root in roots
         for file in (root / "media" / "images").rglob("*.*")
     }
-    return Kept(path, past.summary, rows, past.config, has_table, records, pictures)
+    return Kept(path, past.summary, rows, past.config, has_table, found, pictures)
 
 
 def _is_wrong(path: Path) -> bool:
@@ -83,12 +80,9 @@ def _is_wrong(path: Path) -> bool:
 
 
 def _records(path: Path) -> list[Path]:
-    """Those that have anything in them; the time is in the name."""
     places = {path, Path(os.environ.get("WANDB_DIR", path))}
-    found = [p for place in places for p in (place / "wandb").glob("offline-run-*")]
-    mine = [p for p in found if p.name.split("-", 3)[3:] == [path.name]]
-    sizes = {p: sum(file.stat().st_size for file in p.glob("run-*.wandb")) for p in mine}
-    return sorted((p for p in mine if sizes[p] > HEADER_BYTES), key=lambda p: p.name)
+    found = [one for place in places for one in records.of_run(place / "wandb", path.name)]
+    return sorted(found, key=lambda record: record.name)
 
 
 @dataclass(frozen=True)
@@ -177,19 +171,3 @@ def _whole_artifacts(run) -> set[str]:
         next(iter(listed), None)
     nodes = listed.last_response.nodes()
     return {node.artifact_type.name for node in nodes if node.state == "COMMITTED"}
-
-
-def client(*arguments: str | Path) -> str:
-    """What the real `wandb` command prints; its service is its own, and ends with it."""
-    ours = ("WANDB_SILENT", "WANDB_SERVICE")
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", *map(str, arguments)],
-        env={key: value for key, value in os.environ.items() if key not in ours},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        preexec_fn=dies_with_us(),
-    )
-    return done.stdout.strip() or f"`wandb {arguments[0]}` ended with status {done.returncode}"

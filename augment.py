@@ -65,9 +65,8 @@ class Draw:
     x: np.ndarray
     flip: np.ndarray  # bool (n,)
     degrees: np.ndarray  # float (n,), counter-clockwise
-    holes: (
-        np.ndarray
-    )  # int (n, cutout_holes, 4): x0 y0 x1 y1, exclusive; no area where there is none
+    # int (n, cutout_holes, 4): x0 y0 x1 y1, exclusive; no area where there is none
+    holes: np.ndarray
 
 
 def draw(
@@ -167,7 +166,7 @@ def cutmix(images: np.ndarray, stream: np.random.Generator) -> tuple[np.ndarray,
     y0, y1 = (int(np.clip(y + sign * height * side / 2, 0, height)) for sign in (-1, 1))
     x0, x1 = (int(np.clip(x + sign * width * side / 2, 0, width)) for sign in (-1, 1))
     mixed = images.copy()
-    mixed[:, y0:y1, x0:x1] = np.roll(images, 1, axis=0)[:, y0:y1, x0:x1]
+    mixed[:, y0:y1, x0:x1] = np.roll(images[:, y0:y1, x0:x1], 1, axis=0)
     return mixed, 1 - (y1 - y0) * (x1 - x0) / (height * width)
 
 

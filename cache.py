@@ -6,7 +6,6 @@ appears by a rename when it is whole; a key made from the files' names, sizes an
 tells whether it still fits.
 """
 
-import errno
 import os
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import locks
-from cli import Failure, Mistake
+from cli import DISK_FULL, Failure, Mistake
 
 WAIT_S = 0.2  # between two looks at a lock
 VERSION = 1  # of what is stored; part of the folder's name
@@ -104,7 +103,7 @@ def _build(parent: Path, name: str, folder: Path, build: Callable[[Path], dict])
         if not (locks.missing and folder.exists()):  # another was faster
             os.rename(unfinished, folder)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         needed = (images.stat().st_size if images.exists() else 0) / 1e9
         raise Failure(
@@ -122,7 +121,7 @@ def _locked(parent: Path, name: str, check: Callable[[], None]) -> Iterator[None
         parent.mkdir(exist_ok=True)
         lock = open(parent / f"{name}.lock", "w")
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             raise Failure(f"disk full: cannot make the cache {parent}") from error
         raise Mistake(
             f"the cache {parent} cannot be written ({error.strerror}); link the data set "

@@ -1,6 +1,8 @@
 """CIFAR-10 through torchvision, in the same cache as the other data sets."""
 
 import hashlib
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -35,16 +37,16 @@ def fetch(data_dir: Path) -> None:
     print(f"{folder(data_dir)} is there")
 
 
-def open_cifar10(data_dir: Path) -> Cache:
+def open_cifar10(data_dir: Path, check: Callable[[], None] = lambda: None) -> Cache:
     source = folder(data_dir)
     if not source.is_dir():
         raise Mistake(
             f"no {source.name}/ in --data_dir={data_dir}; get it with "
-            f"`python data.py fetch --dataset=cifar10 --data_dir={data_dir}`"
+            f"`python data.py fetch --dataset=cifar10 --data_dir={shlex.quote(str(data_dir))}`"
         )
     stats = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.iterdir())]
     key = hashlib.blake2b(repr(stats).encode(), digest_size=8).hexdigest()
-    return open_cache(data_dir, "cifar10", key, lambda npy: _decode(data_dir, npy))
+    return open_cache(data_dir, "cifar10", key, lambda npy: _decode(data_dir, npy), check)
 
 
 def _decode(data_dir: Path, images_npy: Path) -> dict:
@@ -77,5 +79,5 @@ def _read(data_dir: Path, train: bool):
     except RuntimeError as error:  # torchvision's word for a missing or altered file
         raise Mistake(
             f"{folder(data_dir)} is not whole; remove it and get it again with "
-            f"`python data.py fetch --dataset=cifar10 --data_dir={data_dir}`"
+            f"`python data.py fetch --dataset=cifar10 --data_dir={shlex.quote(str(data_dir))}`"
         ) from error

@@ -23,11 +23,13 @@ SAID_WITHIN_S = 3.0
 class Mistake(ValueError):
     """What the user can put right; the message names the file, key or value, and what to do."""
 
+    said_by_all = True  # every process of a run meets it at the same place, and the first one tells
+
 
 class Failure(RuntimeError):
     """What went wrong although everything asked for was right: a full disk, a dead server."""
 
-    said_by_all = False  # of several processes of a run
+    said_by_all = False  # as for a Mistake
 
 
 def nearest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
@@ -74,7 +76,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         status = main(sys.argv[1:]) or 0
         flush()
     except Mistake as mistake:
-        status = _say(mistake, 2, by_all=True)
+        status = _say(mistake, 2, mistake.said_by_all)
     except Failure as failure:
         if isinstance(failure.__cause__, BrokenPipeError):
             _close_output()

@@ -5,20 +5,18 @@ unfinished: a run that failed, that still goes on or that has no metric is one w
 """
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from cli import Mistake
 from config import Config, to_dict
-from run_folder import is_in_use, read_arrays
+from run_folder import is_in_use, read_arrays, read_config, read_json, read_summary
 
 HISTORY = "history.csv"
 
@@ -137,14 +135,16 @@ def folders_of(path: Path) -> list[Path]:
 
 def trials_of(path: Path) -> list[PastRun]:
     """A study's runs; a trial that failed before it began has what it was to begin with."""
-    from study import load
+    from study import ENDS, load
 
     found, study = [], load(path)
     for one in study.standings():
         run, state = one.job.run.resolve(), "killed" if one.state == "waiting" else one.state
         config = with_defaults({**study.by_command, **one.job.parameters})
         lost = PastRun(one.job.run_id, None, state, config, [], {})
-        found.append(read_run(run) if is_run(run) else lost)
+        past = read_run(run) if is_run(run) else lost
+        # A run that was killed could not say how it ended; the study knows.
+        found.append(replace(past, state=state) if one.state in ENDS else past)
     return found
 
 
@@ -153,7 +153,7 @@ def is_run(path: Path) -> bool:
 
 
 def read_run(folder: Path) -> PastRun:
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder)
     state = summary.get("state") or ("running" if is_in_use(folder) else "killed")
     config = with_defaults(read_config(folder / "config.yaml"))
     about = read_json(folder / "about.json")
@@ -163,33 +163,6 @@ def read_run(folder: Path) -> PastRun:
 def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config with the fields that are younger than the run, as it had them in effect."""
     return {**to_dict(Config()), **config} if config else config
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Mistake(f"{path}: this is no YAML") from error
-    if not isinstance(values, dict):
-        raise Mistake(f"{path}: lines of `key: value` are needed")
-    return values
-
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """What a run says of its end; nothing where it has none."""
-    return read_json(run / "summary.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except ValueError as error:
-        raise Mistake(f"{path}: this is no JSON ({error})") from error
-    if not isinstance(told, dict):
-        raise Mistake(f"{path}: names and their values are needed")
-    return told
 
 
 def read_history(run: Path) -> list[dict[str, float]]:

@@ -186,7 +186,8 @@ def _checked(one: dataclasses.Field, value: Any) -> Any:
     if kind is str:
         if not _is_line(value):
             wanted = f"a text of one line, up to {TEXT_MAX} characters"
-            raise Mistake(f"{one.name}={_shown(value)} must be {wanted}")
+            quotes = "" if isinstance(value, str) else "; YAML needs quotes around this one"
+            raise Mistake(f"{one.name}={_shown(value)} must be {wanted}{quotes}")
         choices = about.get("choices")
         if choices and value not in choices:
             raise Mistake(
@@ -241,7 +242,10 @@ def _boolean(name: str, value: Any) -> bool:
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
-LOOKS = ("data_dir", "device", "amp", "batch_size", "workers", "mistakes")  # no other run by these
+# Between a run and its resumption; all other fields decide what comes out.
+MAY_DIFFER = ("data_dir", "output_dir", "workers", "mistakes", "resume")
+# Flags that may be given with a run that was made before: they change nothing of it.
+WITH_A_RUN = ("data_dir", "device", "amp", "batch_size", "workers", "mistakes")
 
 
 def from_mapping(
@@ -312,7 +316,7 @@ def add_arguments(parser: Parser) -> None:
 
 def add_looks(parser: Parser) -> None:
     """The flags that may be given with a run that was made before."""
-    _add_fields(parser.add_argument_group("where and how to look"), LOOKS, "as the run has it")
+    _add_fields(parser.add_argument_group("where and how to look"), WITH_A_RUN, "as the run has it")
 
 
 def _add_fields(group: argparse._ArgumentGroup, names: Iterable[str], otherwise: str = "") -> None:

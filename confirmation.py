@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cli import Mistake
-from collection import read_summary
 from difference import LIKELY
-from run_folder import writing
+from run_folder import read_summary, writing
 from study import End, Standing, Study
 from trial import Job
 
@@ -125,18 +124,21 @@ def verdict(results: Sequence[Confirmed], metric: str) -> str:
     first, second = results[:2]
     lead = abs(first.mean - second.mean)
     what = f"the lead of trial {first.trial} over trial {second.trial}, {lead:.4f} in {metric},"
-    fewest = min(len(first.values), len(second.values))
-    if fewest < 2:
+    counts = sorted({len(one.values) for one in (first, second)}, reverse=True)
+    if min(counts) < 2:
         return f"{what} cannot be told from noise by one seed; give --seeds 3 or more"
+    if not (first.sd or second.sd):
+        return f"{what} stands beside seeds that are all alike: {min(counts)} do not show the noise"
     p = chance(list(first.values.values()), list(second.values.values()))
-    more = "is more than noise" if p < LIKELY else "is no more than noise"
-    return f"{what} {more} (Welch's t-test, {fewest} seeds each, p = {p:.2g})"
+    more = "is more than noise" if p < LIKELY else "cannot be told from noise"
+    seeds = (
+        f"{counts[0]} seeds each" if len(set(counts)) == 1 else f"{counts[0]} and {counts[1]} seeds"
+    )
+    return f"{what} {more} (Welch's t-test, {seeds}, p = {p:.2g})"
 
 
 def chance(one: Sequence[float], two: Sequence[float]) -> float:
     """How often a lead like this comes by chance where there is none: Welch's p, two-sided."""
     from scipy.stats import ttest_ind  # a second to import
 
-    if len(set(one)) == len(set(two)) == 1:  # no noise at all
-        return float(one[0] == two[0])
     return float(ttest_ind(one, two, equal_var=False).pvalue)

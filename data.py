@@ -14,6 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class Data:
     def labels(self) -> np.ndarray:
         return self.cache.labels
 
-    @property
+    @cached_property
     def order(self) -> str:
         """Equal where the same images have the same numbers and labels. Another layout of the same
         files (val/ sorted into classes, wnids.txt in another order) may give another one.
@@ -134,7 +135,7 @@ def get(
 ) -> tuple[Path, Cache]:
     """The data set's folder and its decoded images."""
     if dataset == "cifar10":
-        return cifar10.folder(data_dir), cifar10.open_cifar10(data_dir)
+        return cifar10.folder(data_dir), cifar10.open_cifar10(data_dir, check)
     root = _layout_root(dataset, data_dir)
     found = layout.read_layout(root, meanwhile)
 
@@ -332,18 +333,17 @@ def _shapes(options) -> int:
 
 
 def _show(options) -> int:
-    from augment import Augmentation, Augmenter
+    from augment import Augmenter
+    from config import Config
     from viz import augmented_batch
 
-    if not 0 <= options.aug_strength <= 2:
-        raise Mistake(f"--aug_strength={options.aug_strength} is not in 0..2")
+    recipe = Config(dataset=options.dataset, aug_strength=options.aug_strength)
     if not options.output.parent.is_dir():
         raise Mistake(f"--output={options.output}: there is no folder {options.output.parent}")
     if options.output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise Mistake(f"--output={options.output} must end in .png or .jpg")
     data = load(options.dataset, options.data_dir)
-    recipe = Augmentation(crop_padding=4, flip=0.5, rotate_degrees=5, cutout_size=16)
-    augmentation = recipe.at_strength(options.aug_strength, data.images.shape[1])
+    augmentation = recipe.augmentation(data.images.shape[1])
     indices = data.train[dice.order(len(data.train), 0)[:8]]
     augmented_batch(data, Augmenter(augmentation, data.fill, seed=0), indices).save(options.output)
     print(f"wrote {options.output}")

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import hyperband
 from cli import DISK_FULL, Mistake
-from collection import read_summary
 from ending import on_request
 from ranks import PROCESSES
-from run_folder import is_in_use
+from run_folder import is_in_use, read_summary
 from study import ENDS, End, Study
 from trial import Job, Trial, last_lines, signal_by_torchrun
 

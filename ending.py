@@ -80,12 +80,10 @@ class Ending:
             raise Ended(agreed)
 
     def check_unbegun(self) -> None:
-        """While a run is made ready. A stop keeps a score, so that one it comes to first; and of
-        several processes all leave at the same place.
-        """
+        """While a run is made ready. (Several processes leave together, at a later place.)"""
         with contextlib.suppress(Ended):
             self.check()
-        if self.request not in (None, "stop") and not self._ranks.several:
+        if self.request and not self._ranks.several:
             raise Ended(self.request)
 
     def settle(self) -> str | None:
@@ -171,6 +169,15 @@ def _forget_workers() -> None:
 
 def to_go_on(run: Path) -> str:
     return f"the same call with --run_id={run.name} goes on"
+
+
+@contextmanager
+def in_one_line(run: Path, again: str = "") -> Iterator[None]:
+    """For work on a run, or for one, that is not its training."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        raise as_failure(error, run, again) from error
 
 
 def as_failure(error: Exception, run: Path, again: str = "") -> Exception:

@@ -24,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import locks
-from cli import Failure, Mistake
+from cli import DISK_FULL, Failure, Mistake
 from layout import make_data_dir
 
 NAME = "tiny-imagenet-200"
@@ -263,7 +263,7 @@ def _room(folder: Path, need: int) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in DISK_FULL:
             raise
         what = f"needed {need:,} bytes, {shutil.disk_usage(folder).free:,} are free"
         hint = "make room or choose another --data_dir, and run the same command again"

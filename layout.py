@@ -10,6 +10,7 @@ between.
 
 import hashlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,11 +70,11 @@ def find_root(data_dir: Path) -> Path:
     if (data_dir / FOLDER).is_dir():
         raise Mistake(
             f"{data_dir / FOLDER / 'wnids.txt'} is missing; remove the folder and get it "
-            f"again with `python data.py fetch --data_dir={data_dir}`"
+            f"again with `python data.py fetch --data_dir={shlex.quote(str(data_dir))}`"
         )
     raise Mistake(
         f"no {FOLDER}/ in --data_dir={data_dir}; get it with "
-        f"`python data.py fetch --data_dir={data_dir}`"
+        f"`python data.py fetch --data_dir={shlex.quote(str(data_dir))}`"
     )
 
 
@@ -102,7 +103,10 @@ def read_layout(root: Path, meanwhile: Callable[[], None] | None = None) -> Layo
 
 
 def read_wnids(root: Path) -> tuple[str, ...]:
-    wnids = tuple(line for line in (root / "wnids.txt").read_text().split() if line)
+    try:
+        wnids = tuple((root / "wnids.txt").read_text(encoding="utf-8").split())
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{root / 'wnids.txt'}: this is no text in UTF-8") from error
     if len(wnids) < 2 or len(set(wnids)) < len(wnids):
         raise Mistake(f"{root / 'wnids.txt'} must list at least two classes, each once")
     for wnid in wnids:

@@ -23,7 +23,7 @@ from cli import Mistake
 from config import Config
 from loader import Batch, to_input
 from ranks import ALONE, Ranks, together
-from schedules import Schedule, create_schedule
+from schedules import create_schedule
 
 if TYPE_CHECKING:
     from data import Data
@@ -63,10 +63,13 @@ class Learner:
             models.check_fit(self.model, config.model, pixels)
         # Whether Grad-CAM has a closed form, see localisation.py.
         self.explains = models.try_out(self.model, config.model, self.image_size) is not None
+        if config.batch_size == 1 and not ranks.several:
+            pixels = self.stages[0][0] if self.stages else self.image_size
+            models.check_alone(self.model, config.model, pixels)
         self.average = _average(self.model, config.ema)
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch
-        self.schedule = schedule_of(config, self.optimizer, total_steps, steps_per_epoch)
+        self.schedule = create_schedule(self.optimizer, config, total_steps, steps_per_epoch)
         # What is trained: the model, with its gradients averaged over all processes.
         self.trained = self._parallel() if ranks.several else self.model
         self.compiled = self._compile(total_steps)
@@ -228,9 +231,9 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         other = "cpu" if wanted == "auto" else "auto"
-        raise Mistake(
-            f"device={name} cannot be used here ({reason}); try --device={other}"
-        ) from error
+        mistake = Mistake(f"device={name} cannot be used here ({reason}); try --device={other}")
+        mistake.said_by_all = False  # the others' GPUs may be free
+        raise mistake from error
     return device
 
 
@@ -271,26 +274,3 @@ def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov, **kind)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, config.max_lr, betas=(config.momentum, 0.999), **kind)
-
-
-def schedule_of(
-    config: Config, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: int
-) -> Schedule:
-    return create_schedule(
-        optimizer,
-        config.schedule,
-        max_lr=config.max_lr,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        anneal=config.anneal,
-        warmup_fraction=config.warmup_fraction,
-        div_factor=config.div_factor,
-        final_div_factor=config.final_div_factor,
-        base_lr=config.base_lr,
-        cycle_epochs=config.cycle_epochs,
-        patience=config.patience,
-        factor=config.factor,
-        step_epochs=config.step_epochs,
-        gamma=config.gamma,
-        cycle_momentum=config.cycle_momentum,
-    )

@@ -10,7 +10,7 @@ from typing import IO
 NOT_HERE = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
 TRIES, PAUSE_S = 3, 0.01  # somebody's look at a lock holds it for a moment only
 
-missing = False  # here, as far as is known
+missing = False  # some file system of this process has none
 
 
 def wait_for(file: IO) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from cli import Failure
 from config import Config
-from ending import EXIT_CODES, Ended, Ending, as_failure, die_of, workers_may_end
+from ending import EXIT_CODES, Ended, Ending, as_failure, die_of, in_one_line, workers_may_end
 
 LOWEST, HIGHEST = 1e-5, 10.0
 STEPS = 200
@@ -89,7 +89,8 @@ def find_lr(config: Config) -> int:
     check_project()
     output_dir = Path(config.output_dir)
     check_output_dir(output_dir)
-    data = load_data(config)
+    name = f"find_lr-{new_id()}"
+    folder = output_dir / name
     # At full size, without minutes of compiling for 200 steps, and nothing moves but the rate.
     config = dataclasses.replace(
         config,
@@ -99,18 +100,18 @@ def find_lr(config: Config) -> int:
         schedule="constant",
         cycle_momentum=False,
     )
-    learner = Learner(config, data, steps_per_epoch=STEPS)
-    augmentation = dataclasses.replace(
-        config.augmentation(data.images.shape[1]), mix_epochs=math.inf
-    )
-    pinned = learner.device.type == "cuda"
-    loader = train_loader(
-        data, augmentation, config.batch_size, config.seed, config.workers, pinned=pinned
-    )
+    with in_one_line(folder, "call it again"):
+        data = load_data(config)
+        learner = Learner(config, data, steps_per_epoch=STEPS)
+        augmentation = dataclasses.replace(
+            config.augmentation(data.images.shape[1]), mix_epochs=math.inf
+        )
+        pinned = learner.device.type == "cuda"
+        loader = train_loader(
+            data, augmentation, config.batch_size, config.seed, config.workers, pinned=pinned
+        )
     ending = Ending()
     ending.listen()
-    name = f"find_lr-{new_id()}"
-    folder = output_dir / name
     folder.mkdir(parents=True)
     tracker = Tracker(config, name, folder, lambda: ending.ask("stop"), job_type="find_lr")
     code, request = 1, None
@@ -125,7 +126,7 @@ def find_lr(config: Config) -> int:
     except Ended as ended:
         code, request = EXIT_CODES[ended.request], ended.request
     except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, folder, "then call it again") from error
+        raise as_failure(error, folder, "call it again") from error
     finally:
         tracker.finish(code)
     if request:

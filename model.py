@@ -18,6 +18,7 @@ initialisation has it.
 """
 
 import contextlib
+import copy
 import importlib.util
 import re
 from collections.abc import Iterator
@@ -96,6 +97,13 @@ def check_fit(model: "nn.Module", name: str, image_size: int) -> None:
     """Raise Mistake where the model cannot take images of this size; one of zeros is tried."""
     with _evaluating(model), _fitting(name, image_size):
         model(_zeros(model, image_size))
+
+
+def check_alone(model: "nn.Module", name: str, image_size: int) -> None:
+    """As `check_fit`, for batches of one image: norms want more than one value of each channel."""
+    copied = copy.deepcopy(model).train()
+    with _fitting(name, image_size):
+        copied(_zeros(copied, image_size))
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import locks
-from arrived import LATE, Arrived, Kept, Server, client, lacking, read_run
+from arrived import LATE, Arrived, Kept, Server, lacking, read_run
 from cli import Failure, Mistake
 from mending import log_rows, mend
+from records import client, read_rows
 from run_folder import writing
 from sweep_file import read as read_sweep
 from wandb_api import online
@@ -179,13 +180,6 @@ def sync(server: Server, folder: Path) -> str:
     return said.splitlines()[-1].removeprefix("wandb: ")
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The history in a record."""
-    told = client("leet", "inspect", "--json", folder).splitlines()
-    records = [json.loads(line) for line in told if line.startswith("{")]
-    return [one["history"]["item"] for one in records if one["type"] == "history"]
-
-
 def into_sweep(
     server: Server, done: Done, name: str, file: Path, there: Sequence[tuple[Kept, Arrived]]
 ) -> str | None:
@@ -196,7 +190,9 @@ def into_sweep(
     if known:
         join(server, done, name, known, [pair for pair in there if pair[1].sweep != known])
     else:
-        known = make_sweep(server, name, file, [kept.id for kept, _ in there])
+        priors = [kept.id for kept, _ in there]
+        known = make_sweep(server, name, file, priors)
+        done.values["joined"] += priors  # W&B's API may list them outside of it (wandb#3347)
     done.values["sweep"] = known
     done.save()
     return known

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import yaml
 
 import checkpoint
 from cli import Mistake
-from config import LOOKS, Config, from_mapping, to_dict
+from config import WITH_A_RUN, Config, from_mapping, to_dict
 from ranks import ALONE, Ranks
-from run_folder import RunFolder, compare_configs, read_arrays
+from run_folder import RunFolder, compare_configs, read_arrays, read_config
 
 if TYPE_CHECKING:
     from data import Data
@@ -157,12 +156,12 @@ def open_run(
     from learner import Learner
 
     for key in given:
-        if key not in LOOKS:
-            allowed = ", ".join(LOOKS)
+        if key not in WITH_A_RUN:
+            allowed = ", ".join(WITH_A_RUN)
             raise Mistake(f"{path} has its own {key}; only {allowed} may be given with a run")
     if not (path / "config.yaml").is_file():
         raise Mistake(f"{path} is no run's folder: it has no config.yaml")
-    values = yaml.safe_load((path / "config.yaml").read_text())
+    values = read_config(path / "config.yaml")
     plainly = {"compile": "false"}  # nothing is trained, and here may be no compiler
     config = from_mapping({**values, **plainly, **given}, source=str(path / "config.yaml"))
     with ranks.first_of_machine():

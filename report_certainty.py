@@ -6,7 +6,7 @@ All of it in sentences that say what was measured and what was not.
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from collection import PastRun
@@ -19,9 +19,17 @@ MANY = 10_000  # images, from which on a second decimal of a percentage says som
 
 @dataclass(frozen=True)
 class Certainty:
-    spread: float | None  # beside the headline's number
+    spread: float | None
     what: str  # it is
     sentences: list[str]
+    mean: float | None = None  # around which it is; None: around the headline's number itself
+
+    def beside(self, metric: str) -> str:
+        """What stands beside the headline's number."""
+        if not self.spread:
+            return ""
+        mean = "" if self.mean is None else f"mean {shown(metric, self.mean)} "
+        return f"{mean}± {points(metric, self.spread)}, {self.what}"
 
 
 def certainty(findings: Findings) -> Certainty:
@@ -30,7 +38,7 @@ def certainty(findings: Findings) -> Certainty:
     images = images_of(best.run)
     found = _by_confirmation(findings) or _by_seeds(findings) or _by_images(findings, images)
     told = [*found.sentences, _luck(findings), _lead(findings)]
-    return Certainty(found.spread, found.what, [sentence for sentence in told if sentence])
+    return replace(found, sentences=[sentence for sentence in told if sentence])
 
 
 def _by_confirmation(findings: Findings) -> Certainty | None:
@@ -55,7 +63,8 @@ def _by_confirmation(findings: Findings) -> Certainty | None:
         if own and trials[0] is not one:
             mean = shown(findings.metric, trials[0]["mean"])
             sentence += f" {trials[0]['run_id']} did better there: mean {mean}."
-        return Certainty(one.get("sd") if own else None, "over other seeds", [sentence])
+        others = count(len(one["values"]), "other seed")
+        return Certainty(one.get("sd") if own else None, others, [sentence], one.get("mean"))
     return None
 
 
@@ -68,7 +77,8 @@ def _by_seeds(findings: Findings) -> Certainty | None:
         f"The same config was trained with {words}; the number above is the best of them. The "
         "spread between seeds is the noise that a difference between two runs has to exceed."
     )
-    return Certainty(statistics.stdev(values), f"between {len(values)} seeds", [text])
+    mean = statistics.fmean(values)
+    return Certainty(statistics.stdev(values), f"{len(values)} seeds", [text], mean)
 
 
 def _mean(metric: str, values: list[float]) -> str:

@@ -109,7 +109,7 @@ def _switch(visible: bool | str) -> Figure:
 
 def _line(findings: Findings, entry: Entry, key: str, part: str) -> Figure | None:
     """A metric of one run over its epochs; where it was not finite there is a gap."""
-    dotted = max(len(one.run.rows) for one in findings.main) < DOTS or len(entry.run.rows) < 2
+    dotted = findings.most_rows < DOTS or len(entry.run.rows) < 2
     rows = [row for row in entry.run.rows if key in row and "epoch" in row]
     if not any(math.isfinite(row[key]) for row in rows):
         return None

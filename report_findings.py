@@ -138,7 +138,16 @@ class Findings:
         if not entry.ranked or entry.group:
             return 0.0
         others = len(self.ranked) - 1
-        return 1 - self.ranked.index(entry) / others if others else 0.5
+        return 1 - self._ranks[entry.key] / others if others else 0.5
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {one.key: rank for rank, one in enumerate(self.ranked)}
+
+    @cached_property
+    def most_rows(self) -> int:
+        """Epochs of the longest run that can be compared."""
+        return max(len(one.run.rows) for one in self.main)
 
 
 def aim(studies: Sequence[PastStudy]) -> tuple[str, str]:

@@ -15,8 +15,8 @@ from cli import Mistake
 from collection import PastRun, PastStudy, with_defaults
 from config import FIELDS
 from measures import METRICS
+from suggestion import ADDED
 from sweep_parameters import distribution
-from tracking import ADDED
 from wandb_api import asked, login, online
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from report_findings import GOING_ON, Entry, Findings, finite, word
 # needed 50 (0.35 with 10).
 ENOUGH = 10
 TREES = 32
+# Different words, up to which a key takes part: fANOVA goes through all combinations of a tree's.
+MOST_CHOICES = 10
 STEPS = 6  # different whole numbers, up to which each has its place, as batch sizes have
 
 
@@ -95,6 +97,12 @@ def importance(findings: Findings) -> dict[str, float] | None:
     return found if all(map(math.isfinite, found.values())) else None
 
 
+def left_out(findings: Findings) -> list[str]:
+    """Keys with too many different words for fANOVA."""
+    found = scales(findings)
+    return [one.key for one in found if one.kind == "category" and len(one.values) > MOST_CHOICES]
+
+
 def _space(findings: Findings, counted: Sequence[Entry]) -> tuple[dict, list[dict]]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
@@ -104,10 +112,12 @@ def _space(findings: Findings, counted: Sequence[Entry]) -> tuple[dict, list[dic
         values = [entry.run.config.get(one.key) for entry in counted]
         if one.kind == "category":
             values = [word(value) for value in values]
+            if len(set(values)) > MOST_CHOICES:
+                continue
             drawn[one.key] = CategoricalDistribution(sorted(set(values)))
-        else:
-            values = [float(value) for value in values]
-            drawn[one.key] = FloatDistribution(min(values), max(values), log=one.kind == "log")
+        else:  # by its place on the axis: fANOVA itself takes every range as a linear one
+            values = [one.place(value) for value in values]
+            drawn[one.key] = FloatDistribution(min(values), max(values))
         if len(set(values)) < 2:
             del drawn[one.key]
             continue

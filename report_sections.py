@@ -24,7 +24,7 @@ from report_findings import (
 )
 from report_leaderboard import digits_of, letter
 from report_parallel import parallel
-from report_parameters import ENOUGH, importance, scales
+from report_parameters import ENOUGH, importance, left_out, scales
 
 ENDED = ("finished", "stopped")  # as they should
 QUARTER = 8  # runs, from which on the best quarter of them says something
@@ -44,8 +44,7 @@ def headline(findings: Findings, title: str, when: str) -> Html:
     runs = len(findings.ranked)
     over = f"Best of {runs} runs: " if runs > 1 else "The run "
     number = shown(findings.metric, best.value, digits_of(best))
-    spread = f"± {points(findings.metric, sure.spread)}, {sure.what}" if sure.spread else ""
-    words = [charts.name_of(findings.metric), spread]
+    words = [charts.name_of(findings.metric), sure.beside(findings.metric)]
     chips = [
         tag("li", f"{key} ", tag("b", word(best.run.config.get(key))))
         for key in findings.differing
@@ -189,6 +188,8 @@ def _importance(findings: Findings) -> Html:
         f"{count(ended, 'run')} is divided between the parameters. The shares add up to 100% also "
         "where the differences are noise. The direction is in the charts below."
     )
+    if without := left_out(findings):
+        caption += f" Left out, for too many different values: {', '.join(without)}."
     return chart(charts.bars(words, values, told, share=True), caption)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import report_charts as charts
 import report_sections as sections
-from report_certainty import MANY, certainty, images_of, points
+from report_certainty import MANY, certainty, images_of
 from report_findings import GOING_ON, Findings, count, duration, shown, word
 from report_parameters import ENOUGH, importance, scales
 
@@ -22,7 +22,7 @@ def headline(findings: Findings) -> list[str]:
     sure, runs = certainty(findings), len(findings.ranked)
     who = f"The best of {runs} runs is {best.name}" if runs > 1 else f"The run is {best.name}"
     value = shown(metric, best.value, 2 if (images_of(best.run) or 0) >= MANY else 1)
-    spread = f" ± {points(metric, sure.spread)} ({sure.what})" if sure.spread else ""
+    spread = f" ({sure.beside(metric)})" if sure.spread else ""
     when = f" after epoch {best.epoch} of {best.epochs}" if best.epoch is not None else ""
     told = [f"{who}: {name} {value}{spread}{when}."]
     keys = [key for key in findings.searched if key in best.run.config]

@@ -25,15 +25,7 @@ import yaml
 
 import locks
 from cli import Mistake
-from config import FIELDS, Config, to_dict
-
-MAY_DIFFER = (
-    "data_dir",
-    "output_dir",
-    "workers",
-    "mistakes",
-    "resume",
-)  # between a run and its resumption
+from config import FIELDS, MAY_DIFFER, Config, to_dict
 
 OF_BEST = ("predictions.npz", "best.pt")
 
@@ -47,6 +39,22 @@ def check_id(run_id: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", run_id):
         raise Mistake(f"run id {run_id!r} must be letters, digits, '-', '_' and '.' (up to 128)")
     return run_id
+
+
+def choose_id(flag: str | None = None) -> str:
+    """WANDB_RUN_ID, by which W&B knows the run, or that of --run_id; else a new one."""
+    told = os.environ.get("WANDB_RUN_ID")
+    if flag and told and flag != told:
+        raise Mistake(f"--run_id={flag} and WANDB_RUN_ID={told} differ; give one of them")
+    return check_id(told or flag or new_id())
+
+
+def check_unused(folder: Path, resume: str) -> None:
+    """What can be said of a run's folder before anything is begun."""
+    if resume == "never" and folder.exists():
+        raise Mistake(f"{folder} is there and resume=never; give another --run_id")
+    if folder.exists() and not folder.is_dir():
+        raise Mistake(f"{folder} is a file; give another --run_id")
 
 
 def check_output_dir(output_dir: Path) -> None:
@@ -94,8 +102,7 @@ class RunFolder:
 
     def state(self) -> str | None:
         """How the run ended, as summary.json says; None where it has not."""
-        there = (self.path / "summary.json").is_file()
-        return self.read_summary().get("state") if there else None
+        return read_summary(self.path).get("state")
 
     def check_config(self, config: Config) -> None:
         """A run goes on only with the config that it began with."""
@@ -104,7 +111,7 @@ class RunFolder:
             return
         if config.resume == "never":
             raise Mistake(f"{self.path} is there and resume=never; give another --run_id")
-        compare_configs(yaml.safe_load(path.read_text()), config, path)
+        compare_configs(read_config(path), config, path)
 
     def begin(self, config: Config, rows: list[dict[str, Any]]) -> None:
         """Begin, or go on after `rows`; a kill may have kept the last one from the table."""
@@ -116,7 +123,7 @@ class RunFolder:
 
     def write_about(self, start: dict[str, Any], data: dict[str, Any]) -> None:
         path = self.path / "about.json"
-        starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+        starts = read_json(path).get("starts", [])
         with writing(path) as file:
             told = {**data, "starts": [*starts, start]}
             file.write((json.dumps(told, indent=1) + "\n").encode())
@@ -129,9 +136,6 @@ class RunFolder:
         table.writerows(rows)
         with writing(self.path / "history.csv") as file:
             file.write(text.getvalue().encode())
-
-    def read_summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         with writing(self.path / "summary.json") as file:
@@ -153,6 +157,34 @@ class RunFolder:
                     path.replace(self.path / name)
                 else:
                     path.unlink()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Mistake(f"{path}: this is no YAML") from error
+    if not isinstance(values, dict):
+        raise Mistake(f"{path}: lines of `key: value` are needed")
+    return values
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """What a run says of its end; nothing where it has none."""
+    return read_json(run / "summary.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Names and values; none where there is no such file."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise Mistake(f"{path}: this is no JSON ({error})") from error
+    if not isinstance(told, dict):
+        raise Mistake(f"{path}: names and their values are needed")
+    return told
 
 
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:

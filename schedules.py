@@ -11,33 +11,17 @@ and there the rate stays.
 
 from typing import TYPE_CHECKING
 
-import cli
-
 if TYPE_CHECKING:  # the command line needs KINDS and does not wait for torch
     from torch.optim import Optimizer
+
+    from config import Config
 
 KINDS = ("onecycle", "cyclic", "plateau", "step", "constant")
 ANNEALS = {"cosine": "cos", "linear": "linear"}  # our word -> torch's
 
 
 def create_schedule(
-    optimizer: "Optimizer",
-    kind: str,
-    *,
-    max_lr: float,
-    total_steps: int,
-    steps_per_epoch: int,
-    anneal: str = "cosine",
-    warmup_fraction: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
-    base_lr: float = 1e-4,
-    cycle_epochs: float = 10.0,
-    patience: int = 4,
-    factor: float = 0.1,
-    step_epochs: int = 30,
-    gamma: float = 0.1,
-    cycle_momentum: bool = False,
+    optimizer: "Optimizer", config: "Config", total_steps: int, steps_per_epoch: int
 ) -> "Schedule":
     """Set the optimizer to the first step's rate, and return what moves it on.
 
@@ -53,32 +37,33 @@ def create_schedule(
     torch's numbers (0.85 and 0.95; cyclic 0.8 and 0.9). It is torch's default, not ours: it never
     uses the momentum that the user asked for.
     """
-    _check(kind, anneal, max_lr, base_lr)
     assert total_steps >= 1 and steps_per_epoch >= 1, (total_steps, steps_per_epoch)
+    kind = config.schedule
     if kind == "onecycle":
         numbers = {
-            "max_lr": float(max_lr),
+            "max_lr": config.max_lr,
             "total_steps": total_steps,
-            "pct_start": _warmup(warmup_fraction, total_steps),
-            "anneal_strategy": ANNEALS[anneal],
-            "div_factor": div_factor,
-            "final_div_factor": final_div_factor,
-            "cycle_momentum": cycle_momentum,
+            "pct_start": _warmup(config.warmup_fraction, total_steps),
+            "anneal_strategy": ANNEALS[config.anneal],
+            "div_factor": config.div_factor,
+            "final_div_factor": config.final_div_factor,
+            "cycle_momentum": config.cycle_momentum,
         }
     elif kind == "cyclic":
         numbers = {
-            "base_lr": float(base_lr),
-            "max_lr": float(max_lr),
-            "step_size_up": cycle_epochs * steps_per_epoch / 2,
+            "base_lr": config.base_lr,
+            "max_lr": config.max_lr,
+            "step_size_up": config.cycle_epochs * steps_per_epoch / 2,
             "mode": "triangular2",
-            "cycle_momentum": cycle_momentum,
+            "cycle_momentum": config.cycle_momentum,
         }
     else:  # not torch's StepLR: it multiplies whatever rate it finds, and so depends on history
-        every = step_epochs * steps_per_epoch if kind == "step" else total_steps
-        numbers = {"lr_lambda": lambda step: gamma ** (step // every)}
-    cuts = kind in ("cyclic", "plateau") and factor < 1  # torch refuses one that cuts nothing
-    plateau = {"patience": patience, "factor": factor} if cuts else None
-    return Schedule(optimizer, kind, float(max_lr), total_steps, numbers, plateau)
+        every = config.step_epochs * steps_per_epoch if kind == "step" else total_steps
+        numbers = {"lr_lambda": lambda step: config.gamma ** (step // every)}
+    # torch refuses a factor that cuts nothing
+    cuts = kind in ("cyclic", "plateau") and config.factor < 1
+    plateau = {"patience": config.patience, "factor": config.factor} if cuts else None
+    return Schedule(optimizer, kind, config.max_lr, total_steps, numbers, plateau)
 
 
 class Schedule:
@@ -163,14 +148,3 @@ def _stand_in(lr: float) -> "Optimizer":
 def _warmup(fraction: float, total_steps: int) -> float:
     """torch divides by zero where the warm-up is exactly one step long: let that be the peak."""
     return fraction * (1 - 1e-9) if fraction * total_steps == 1 else float(fraction)
-
-
-def _check(kind: str, anneal: str, max_lr: float, base_lr: float) -> None:
-    """What depends on more than one number, and names; the range of each is the Config's."""
-    if kind not in KINDS:
-        hint = cli.did_you_mean(kind, KINDS)
-        raise cli.Mistake(f"unknown schedule '{kind}' (there are {', '.join(KINDS)}){hint}")
-    if anneal not in ANNEALS:
-        raise cli.Mistake(f"unknown anneal '{anneal}' (there are {', '.join(ANNEALS)})")
-    if kind == "cyclic" and not 0 <= base_lr <= max_lr:
-        raise cli.Mistake(f"base_lr={base_lr} is not within 0 to max_lr={max_lr}")

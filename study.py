@@ -27,10 +27,10 @@ import yaml
 import locks
 import sweep_file
 from cli import Mistake
-from collection import best, is_study, read_history, read_summary
+from collection import best, is_study, read_history
 from config import FIELDS, Config, to_dict
 from journal import open_journal
-from run_folder import is_in_use, writing
+from run_folder import is_in_use, read_summary, writing
 from sweep_parameters import distribution
 from tracking import PROJECT
 from trial import Job

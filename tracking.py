@@ -1,22 +1,23 @@
 """The run in Weights & Biases: online with a login, offline without one; it never ends a training.
 
-Every call to the client goes through `Tracker._safely`: whatever it raises becomes one line, and
-the training goes on. The numbers are also in `history.csv`, so nothing is lost.
+Every call that sends something goes through `Tracker._safely`: whatever it raises becomes one line,
+and the training goes on. The numbers are also in `history.csv`, so nothing is lost.
 """
 
-import contextlib
 import io
-import logging
 import os
-import threading
+import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cli import DISK_FULL, Failure, Mistake, Parser
+import records
+from cli import DISK_FULL, Mistake, Parser
 from config import Config, to_dict
+from suggestion import is_added
+from wandb_client import claim_environment, client_of, end_service, release_environment
 
 if TYPE_CHECKING:
     from mistakes import Explained
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 PROJECT = "tinysweep"
 REFUSED, PROJECT_MAX = "/\\#?%:", 128  # by W&B, in a project's name
 INIT_TIMEOUT_S = 60
-FINISH_TIMEOUT_S = 600  # 45 MB at 1 Mbit/s need 6 minutes; the client itself tries for a week
 TRIES, PAUSE_S = 4, 10.0  # of an artifact that the client refused, a minute in all
-# To the config that W&B shows.
-ADDED = ("split_fingerprint", "parameters", "training_images", "validation_images")
 MISTAKE_COLUMNS = [
     "image",
     "Grad-CAM of the predicted class",
@@ -40,84 +38,6 @@ MISTAKE_COLUMNS = [
 ]
 
 
-_claimed: set[str] = set()  # what `claim_environment` has set
-_runs_before = 0  # of this process
-
-
-@contextlib.contextmanager
-def client_of(folder: Path) -> Iterator[None]:
-    """W&B's client with the settings of the run in this folder: it keeps those of the first run of
-    a process, unless it is told to forget them.
-    """
-    global _runs_before
-    if _runs_before:
-        end_service()
-    _runs_before += 1
-    claim_environment(folder)
-    try:
-        yield
-    finally:
-        release_environment()
-
-
-def claim_environment(folder: Path) -> None:
-    """What W&B's client is to find there, where the user has said nothing else; it looks once, as
-    its service starts.
-    """
-    wandb = folder.resolve() / "wandb"
-    wanted = {
-        "WANDB_FINISH_TIMEOUT": str(FINISH_TIMEOUT_S),
-        "WANDB_FINISH_TIMEOUT_RAISES": "true",
-        "WANDB_DIR": str(wandb.parent),
-        # Here the client stages what a table holds, and never cleans up: so not at home.
-        "WANDB_DATA_DIR": str(wandb / "staging"),
-    }
-    ours = {key: value for key, value in wanted.items() if key in _claimed or key not in os.environ}
-    os.environ.update(ours)
-    _claimed.update(ours)
-
-
-def release_environment() -> None:
-    while _claimed:
-        os.environ.pop(_claimed.pop(), None)
-
-
-def import_client() -> None:
-    """W&B's client whole, as `wandb.init` will import it. Call it before torch is imported:
-    pydantic searches all modules that are there for each of its classes, and torch and timm are
-    2,000.
-    """
-    import wandb.apis.public
-
-    assert wandb.apis.public
-    # On a full disk Python would print a page for each line of the client's own log.
-    logging.raiseExceptions = False
-
-
-def start_service() -> threading.Thread:
-    """Let W&B's service start beside what follows: `wandb.init` would wait for it, a quarter of a
-    second. What fails here fails there again, and is said there.
-    """
-    import wandb
-
-    def start() -> None:
-        with contextlib.suppress(Exception):
-            wandb.setup()
-
-    thread = threading.Thread(target=start, name="start of W&B's service", daemon=True)
-    thread.start()
-    return thread
-
-
-def end_service() -> None:
-    import wandb
-
-    try:
-        wandb.teardown()
-    except (Exception, SystemExit) as error:  # the status of a service that ended badly
-        print(f"W&B: the service of the run before has failed ({error})", flush=True)
-
-
 def check_project() -> None:
     """Before anything is begun: the client would refuse it in the middle of the start."""
     project = os.environ.get("WANDB_PROJECT", PROJECT)
@@ -126,10 +46,6 @@ def check_project() -> None:
             f"WANDB_PROJECT={project[:60]!r} must have none of {' '.join(REFUSED)} and at most "
             f"{PROJECT_MAX} characters; the entity goes into WANDB_ENTITY"
         )
-
-
-def in_sweep() -> bool:
-    return bool(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.environ.get("WANDB_SWEEP_ID"))
 
 
 def reason_of(error: Exception) -> str:
@@ -182,7 +98,7 @@ class Tracker:
         except Exception as error:
             told = f"W&B cannot be reached ({reason_of(error)}): this run is tracked offline"
             print(told, flush=True)
-            self._wandb.teardown()  # its service believes that the run of this id has begun
+            end_service()  # it believes that the run of this id has begun
             return self._start_offline(init)
 
     def _start_offline(self, init: Callable[[str], Any]):
@@ -190,10 +106,8 @@ class Tracker:
             return init("offline")
         # Whatever it is (no process for W&B's service, no place for its files): see above.
         except Exception as error:
-            told = f"W&B cannot be started ({reason_of(error)})"
-            if in_sweep():
-                raise Failure(f"{told}, and with it what the sweep wants of this run") from error
-            print(f"{told}: this run is not tracked", flush=True)
+            told = f"W&B cannot be started ({reason_of(error)}): this run is not tracked"
+            print(told, flush=True)
             return init("disabled")
 
     def _settings(self, stop: Callable[[], None]):
@@ -208,11 +122,10 @@ class Tracker:
         return bool(self.run.settings._offline)
 
     def config(self) -> dict[str, Any]:
-        """What W&B shows: the given config with the sweep's parameters over it, without what a
-        run adds itself, which a resumed one finds there.
+        """What W&B shows: the given config with the sweep's parameters over it, which the client
+        reads where it is disabled, too, and what a resumed run finds there.
         """
-        values = dict(self.run.config)
-        return {k: v for k, v in values.items() if k not in ADDED and not k.startswith("_")}
+        return dict(self.run.config)
 
     def name_after(self, config: Config) -> None:
         """In a sweep whose command passes no parameters these are known only now."""
@@ -220,10 +133,41 @@ class Tracker:
 
     def say_where(self) -> None:
         if self.offline:
-            folder = Path(self.run.dir).parent
-            print(f"W&B: offline; hand the run over later with `wandb sync {folder}`")
+            print(f"W&B: offline; hand the run over later with `{self._handing_over()}`")
         elif self.run.url:
             print(f"W&B: {self.run.url}")
+
+    def _handing_over(self) -> str:
+        """Of a run that was gone on with: each start's own record, in their order."""
+        folder = self._record.parent
+        if not self._former_records():
+            return f"wandb sync {shlex.quote(str(self._record))}"
+        all_ = f"{shlex.quote(str(folder))}/offline-run-*-{self.run.id}"
+        return f'for one in {all_}; do wandb sync "$one"; done'
+
+    @property
+    def _record(self) -> Path:
+        return Path(self.run.dir).parent
+
+    def _former_records(self) -> list[Path]:
+        found = records.of_run(self._record.parent, self.run.id)
+        return [record for record in found if record != self._record]
+
+    def catch_up(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Of a run whose last start was killed: log the epochs that W&B does not have. Its client
+        keeps a second of them, and online 15, before they are written or sent.
+        """
+
+        def log_missing() -> None:
+            sent = self.run.summary.get("epoch") or 0  # online: as the server has it
+            lines = [row for record in self._former_records() for row in records.read_rows(record)]
+            kept = {row["epoch"] for row in lines if "val/acc" in row}
+            for row in rows:
+                if row["epoch"] > sent and row["epoch"] not in kept:
+                    self.run.log(row)
+
+        if rows and not self.run.disabled:
+            self._safely("what a killed start had not sent", log_missing)
 
     def _define_metrics(self) -> None:
         self.run.define_metric("epoch")
@@ -238,7 +182,7 @@ class Tracker:
         self._safely("summary", self.run.summary.update, values)
 
     def add_config(self, values: dict[str, Any]) -> None:
-        assert set(values) <= set(ADDED), values
+        assert all(map(is_added, values)), values
         self._safely("config", self.run.config.update, values, allow_val_change=True)
 
     def log_picture(self, key: str, path: Path) -> None:
@@ -290,10 +234,10 @@ class Tracker:
         self._safely("mark_preempting", self.run.mark_preempting)
 
     def finish(self, exit_code: int) -> None:
-        folder = Path(self.run.dir).parent
+        folder = self._record
         error = self._safely("finish", self.run.finish, exit_code=exit_code)
         if isinstance(error, TimeoutError):
-            call = f"wandb sync --include-online {folder}"
+            call = f"wandb sync --include-online {shlex.quote(str(folder))}"
             print(f"W&B: not all of this run has arrived; hand over the rest with `{call}`")
         for (what, kind), times in self._failures.items():
             if times > 1:
@@ -337,15 +281,13 @@ def refuse_suggestion(arguments: Sequence[str]) -> None:
     """In a sweep let a run fail of a mistake in the call: a suggestion that no run claims would be
     handed out again.
     """
-    if not in_sweep():
-        return
-    from run_folder import check_id, new_id
+    from run_folder import choose_id
 
     parser = Parser(add_help=False)
-    parser.add_argument("--run_id", default=os.environ.get("WANDB_RUN_ID"))
+    parser.add_argument("--run_id")
     parser.add_argument("--output_dir", default=Config.output_dir)
     options, _ = parser.parse_known_args(arguments)
-    run_id = check_id(options.run_id or new_id())
+    run_id = choose_id(os.environ.get("WANDB_RUN_ID") or options.run_id)
     folder = Path(options.output_dir) / run_id
     with client_of(folder):
         Tracker(Config(), run_id, folder, lambda: None).finish(exit_code=2)

@@ -13,27 +13,17 @@ hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the cal
 130 Ctrl-C; after the last two the same call with the run's id goes on.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import BrokenExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
-from cli import Failure, Mistake, say_last
-from config import Config, add_arguments, from_arguments, from_mapping, given
-from ending import (
-    EXIT_CODES,
-    STATES,
-    Ended,
-    Ending,
-    as_failure,
-    die_of,
-    to_go_on,
-    workers_may_end,
-)
+import suggestion
+from cli import Mistake
+from config import Config, add_arguments, from_arguments, given
+from ending import STATES, Ending, die_of, in_one_line
 from measures import Evaluation, Tally
 from ranks import Ranks, start_processes
 
@@ -59,7 +49,7 @@ def train_one_epoch(
     from tqdm import tqdm
 
     learner.begin_epoch(epoch)
-    hold = LOSSES_HELD if learner.device.type == "cuda" else 1
+    hold = 1 if learner.device.type == "cpu" else LOSSES_HELD
     tally = Tally(epoch, hold, learner.ranks)
     hidden = None if learner.ranks.first else True  # None: where there is no terminal
     waited = 0.0
@@ -181,7 +171,9 @@ def one_epoch(
         return
     training.record.keep(row, measured, learner)
     tracker.log(row)
-    tracker.log_picture("val/gradcam", training.draw_panel(training.alone(check)))
+    # Of several processes the others are in the next epoch by now, where they cannot be asked.
+    alone = check if not training.ranks.several else lambda: None
+    tracker.log_picture("val/gradcam", training.draw_panel(alone))
     print(
         f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
         f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
@@ -198,137 +190,26 @@ def looks_of(data: "Data") -> "Looks":
 
 def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     """Train as `config` says, or go on with this run; returns what summary.json has."""
-    from run_folder import check_id, new_id
-    from tracking import check_project, client_of
+    import lifetime
+    from run_folder import check_unused, choose_id
+    from tracking import check_project
+    from wandb_client import client_of
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
     ranks.join()  # until then a signal ends it as any program, with nothing begun
     ending.listen()
     if not ranks.first:
-        return help_out(ranks, ending)
+        return lifetime.help_out(train_epochs, ranks, ending)
     check_project()
-    run_id = check_id(run_id or os.environ.get("WANDB_RUN_ID") or new_id())
+    folder = suggestion.output_dir(config.output_dir, suggestion.given()) / choose_id(run_id)
+    if not suggestion.in_sweep():  # there W&B's run comes first
+        check_unused(folder, config.resume)
     try:
-        with client_of(Path(config.output_dir) / run_id):
-            return track(config, run_id, ranks, ending)
+        with client_of(folder):
+            return lifetime.begin_or_go_on(train_epochs, config, folder, ranks, ending)
     finally:
         ending.over = True
-
-
-def track(config: Config, run_id: str, ranks: Ranks, ending: Ending) -> dict[str, Any]:
-    from tracking import Tracker, in_sweep
-    from training import prepare
-
-    folder, tracker = Path(config.output_dir) / run_id, None
-
-    def start_tracker() -> Tracker:
-        return Tracker(config, run_id, folder, lambda: ending.ask("stop"))
-
-    if in_sweep():  # first of all: a suggestion that no run claims is handed out again
-        tracker = start_tracker()
-        try:
-            config = from_mapping(tracker.config(), source="the sweep")
-            tracker.name_after(config)
-        except Mistake:
-            tracker.finish(exit_code=2)
-            raise
-    try:
-        begun = (folder / "config.yaml").is_file()
-        check = (lambda: None) if begun else ending.check_unbegun
-        training = prepare(config, ranks, run_id, tracker is None, check)
-        if training.folder.state() != "finished":
-            training.begin()
-    except Ended as ended:
-        return leave_unbegun(tracker, ended.request)
-    except (Mistake, MemoryError, RuntimeError, OSError) as problem:
-        # SIGTERM to the whole group ends who decodes, too.
-        if isinstance(problem, BrokenExecutor) and ending.settle():
-            return leave_unbegun(tracker, ending.request)
-        if tracker:
-            tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
-        raise as_failure(problem, folder) from problem
-    if ranks.share(training.folder.state() == "finished"):
-        print(f"{training.folder.path} is finished: nothing to do")
-        summary = training.folder.read_summary()
-        training.folder.close()
-        if tracker:
-            tracker.finish(exit_code=0)
-        return summary
-    tracker = tracker or start_tracker()
-    return carry_out(training, tracker, ending)
-
-
-def leave_unbegun(tracker: "Tracker | None", request: str) -> dict[str, Any]:
-    """Of a run that is ended while its data are made ready nothing is left."""
-    if tracker:
-        if request == "preempt":
-            tracker.mark_preempting()
-        tracker.finish(EXIT_CODES[request])
-    say_last(f"{STATES[request]} before its beginning")
-    return {"state": STATES[request]}
-
-
-def carry_out(training: "Training", tracker: "Tracker", ending: Ending) -> dict[str, Any]:
-    """Train and end, in whichever way; every way leaves a summary and a finished W&B run."""
-    code = 1
-    state = "failed"
-    try:
-        with workers_may_end(ending):
-            ending.check_together()
-            training.say_what(tracker)
-            train_epochs(training, tracker, ending.check_together)
-            training.end(tracker, ending.check)
-        state, code = "finished", 0
-    except Ended as ended:
-        state, code = STATES[ended.request], EXIT_CODES[ended.request]
-        if ended.request == "preempt":
-            tracker.mark_preempting()
-    except (MemoryError, RuntimeError, OSError) as error:
-        raise as_failure(error, training.folder.path) from error
-    finally:
-        summary = write_down_the_end(training, tracker, state, code)
-    again = f"; {to_go_on(training.folder.path)}" if state in ("preempted", "interrupted") else ""
-    say_last(f"{state}: {training.folder.path}{again}")
-    return summary
-
-
-def write_down_the_end(
-    training: "Training", tracker: "Tracker", state: str, code: int
-) -> dict[str, Any]:
-    summary = training.record.summary(state)
-    try:
-        training.folder.write_summary(summary)
-    except OSError as error:
-        code = code or 1
-        if state != "failed":  # what has failed is on its way to the user
-            raise as_failure(error, training.folder.path) from error
-    finally:
-        tracker.summarize({k: v for k, v in summary.items() if k != "run_id"})
-        tracker.finish(code)
-        training.folder.close()
-    return summary
-
-
-def help_out(ranks: Ranks, ending: Ending) -> dict[str, Any]:
-    """Train and measure a part of each batch; the first process keeps, tells and ends."""
-    from training import prepare
-
-    training = prepare(None, ranks)
-    if ranks.share(None):  # the run is finished
-        return {}
-    try:
-        with workers_may_end(ending):
-            ending.check_together()
-            train_epochs(training, None, ending.check_together)
-    except Ended:
-        pass  # by a signal, if at all, the first one dies: it has more to do until then
-    except (MemoryError, RuntimeError, OSError) as error:
-        failure = as_failure(error, training.path)
-        if isinstance(failure, Failure) and failure.said_by_all:
-            ranks.outlast_first()
-        raise failure from error
-    return {}
 
 
 def evaluate_run(path: Path, changed: dict[str, Any], mirrored: bool) -> int:
@@ -337,20 +218,21 @@ def evaluate_run(path: Path, changed: dict[str, Any], mirrored: bool) -> int:
     from record import load_weights, open_run
 
     ranks = Ranks.of_environment()
-    ranks.join()
-    config, data, learner = open_run(path, changed, ranks)
-    pinned = learner.device.type == "cuda"
-    batches = val_loader(data, config.batch_size, config.workers, ranks, pinned)
-    for name in ("best.pt", "last.pt"):
-        epoch = load_weights(learner, path / name)
-        measure = learner.measure_mirrored if mirrored else learner.measure
-        measured = evaluate(learner, batches, looks_of(data), lambda: None, measure)
-        numbers = ", ".join(f"{key} {value:.7g}" for key, value in measured.metrics().items())
-        how = ", mean of image and mirror image" if mirrored else ""
-        if ranks.first:
-            images = f"{len(measured.true):,} images{how}"
-            print(f"{path / name}: epoch {epoch}, {numbers}, {images}", flush=True)
-    ranks.leave()
+    with in_one_line(path, "call it again"):
+        ranks.join()
+        config, data, learner = open_run(path, changed, ranks)
+        pinned = learner.device.type == "cuda"
+        batches = val_loader(data, config.batch_size, config.workers, ranks, pinned)
+        for name in ("best.pt", "last.pt"):
+            epoch = load_weights(learner, path / name)
+            measure = learner.measure_mirrored if mirrored else learner.measure
+            measured = evaluate(learner, batches, looks_of(data), lambda: None, measure)
+            numbers = ", ".join(f"{key} {value:.7g}" for key, value in measured.metrics().items())
+            how = ", mean of image and mirror image" if mirrored else ""
+            if ranks.first:
+                images = f"{len(measured.true):,} images{how}"
+                print(f"{path / name}: epoch {epoch}, {numbers}, {images}", flush=True)
+        ranks.leave()
     return 0
 
 
@@ -367,14 +249,20 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--find_lr", action="store_true", help="range test: suggests a max_lr")
     add_arguments(parser)
+    told = suggestion.given()
     try:
-        options = parser.parse_args(arguments)
+        options = parser.parse_args(suggestion.own_arguments(arguments, told))
         config = from_arguments(options)
-    except Mistake:
-        from tracking import refuse_suggestion
+        run_id = None
+        if not (options.evaluate or options.find_lr):
+            from run_folder import choose_id
 
-        if Ranks.of_environment().first:
-            with suppress(Failure):  # W&B cannot start; the mistake is what there is to say
+            run_id = choose_id(options.run_id)
+    except Mistake:
+        if suggestion.in_sweep() and Ranks.of_environment().first:
+            from tracking import refuse_suggestion
+
+            with suppress(Mistake):  # of its own; this one is what there is to say
                 refuse_suggestion(arguments)
         raise
     if options.evaluate:
@@ -392,7 +280,7 @@ def command(arguments: list[str]) -> int:
 
         return find_lr(config)
     start_processes(__file__, arguments)
-    summary = main(config, options.run_id)
+    summary = main(config, run_id)
     for request, state in STATES.items():
         if summary.get("state") == state:
             die_of(request)

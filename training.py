@@ -7,33 +7,37 @@ a folder, keeps, tells and ends.
 
 import atexit
 import gc
+import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli import Mistake
 from config import Config, to_dict
 from ranks import Ranks
+from suggestion import ADDED
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from data import Data
     from run_folder import RunFolder
     from tracking import Tracker
 
 
 @cache
-def import_libraries(tracked: bool) -> None:
+def import_libraries(starts_client: bool) -> None:
     """Those that take seconds; a sixth less where nobody looks for garbage among their objects,
-    which stay. `tracked`: W&B's run begins after this.
+    which stay. `starts_client`: W&B's run begins after this.
     """
-    from tracking import import_client, start_service
+    from wandb_client import import_client, start_service
 
     service = None
     gc.disable()
     try:
         import_client()  # before torch
-        service = start_service() if tracked else None
+        service = start_service() if starts_client else None
         import timm
 
         import learner
@@ -51,18 +55,19 @@ def import_libraries(tracked: bool) -> None:
 
 class Training:
     def __init__(self, config: Config, data: "Data", ranks: Ranks, run_id: str):
-        from learner import Learner, find_device
+        from learner import Learner
         from loader import train_loader, val_loader
 
         augmentation = config.augmentation(data.images.shape[1])
-        pinned = find_device(config.device, ranks).type == "cuda"
         self.config, self.data, self.ranks = config, data, ranks
         self.path = Path(config.output_dir) / run_id
+        steps = math.ceil(len(data.train) / config.batch_size)
+        self.learner = Learner(config, data, steps, ranks)
+        pinned = self.learner.device.type == "cuda"
         self.train_loader = train_loader(
             data, augmentation, config.batch_size, config.seed, config.workers, ranks, pinned
         )
         self.val_loader = val_loader(data, config.batch_size, config.workers, ranks, pinned)
-        self.learner = Learner(config, data, len(self.train_loader), ranks)
 
     def open(self, folder: "RunFolder | None") -> None:
         """Take up what `folder`, the first process's, has of this run."""
@@ -81,17 +86,17 @@ class Training:
         note_start(self.folder, self.learner, self.data)
 
     def say_what(self, tracker: "Tracker") -> None:
+        from about import about_data
+
         learner, data = self.learner, self.data
         parameters = sum(p.numel() for p in learner.model.parameters())
-        images = {"training_images": len(data.train), "validation_images": len(data.val)}
-        tracker.add_config(
-            {"split_fingerprint": data.fingerprint, "parameters": parameters, **images}
-        )
+        facts = {**about_data(data), "parameters": parameters}
+        tracker.add_config({key: facts[key] for key in ADDED})
         tracker.say_where()
         done = f", going on after epoch {len(self.record.rows)}" if self.record.rows else ""
         place = f"{self.ranks.world} processes, this one on " if self.ranks.several else ""
         print(
-            f"{self.folder.path}: {self.config.model} with {parameters:,} parameters on {place}"
+            f"{self.path}: {self.config.model} with {parameters:,} parameters on {place}"
             f"{learner.device}{' in bf16' if learner.amp else ''}, {len(data.train):,} training "
             f"and {len(data.val):,} validation images of {len(data.cache.classes)} classes{done}",
             flush=True,
@@ -102,17 +107,18 @@ class Training:
                 "layer; pictures have maps where it has feature maps"
             )
 
-    def alone(self, check: Callable[[], None]) -> Callable[[], None]:
-        """For what the first of several processes does while the others are in the next epoch."""
-        return (lambda: None) if self.ranks.several else check
-
     def draw_panel(self, check: Callable[[], None]) -> Path:
         """The same images after every epoch: does it look at the object?"""
-        from viz import gradcam_panel, panel_images, write_picture
+        from viz import gradcam_panel, write_picture
 
-        indices = panel_images(self.data, self.config.split_seed)
-        panel = gradcam_panel(self.learner, self.data, indices, check)
-        return write_picture(panel, self.folder.path / "figures" / "gradcam.jpg")
+        panel = gradcam_panel(self.learner, self.data, self._of_panel, check)
+        return write_picture(panel, self.path / "figures" / "gradcam.jpg")
+
+    @cached_property
+    def _of_panel(self) -> "np.ndarray":
+        from viz import panel_images
+
+        return panel_images(self.data, self.config.split_seed)
 
     def end(self, tracker: "Tracker", check: Callable[[], None]) -> None:
         """What follows the last epoch; from here on the learner has the best epoch's weights."""
@@ -120,12 +126,10 @@ class Training:
         from viz import draw_run
 
         check()
-        best = self.folder.path / "best.pt"
+        best = self.path / "best.pt"
         epoch = load_weights(self.learner, best)
-        tracker.log_model(best, {**to_dict(self.config), **self.record.best}, check)
-        check()
         pictures, mistakes = draw_run(
-            self.folder.path, self.config, self.data, self.learner, self.record.rows, epoch, check
+            self.path, self.config, self.data, self.learner, self.record.rows, epoch, check
         )
         for key, path in pictures.items():
             if key != "mistakes":  # W&B has them as a table
@@ -133,27 +137,30 @@ class Training:
         check()
         if mistakes:
             tracker.log_mistakes(mistakes, check)
+        check()
+        # Last, as it is large: who stops a run does not wait for it.
+        tracker.log_model(best, {**to_dict(self.config), **self.record.best}, check)
         told = f"{tracker.pictures} files for W&B, {tracker.picture_bytes / 1e6:.1f} MB"
-        print(f"pictures: {self.folder.path / 'figures'}; {told}", flush=True)
+        print(f"pictures: {self.path / 'figures'}; {told}", flush=True)
 
 
 def prepare(
     config: Config | None,
     ranks: Ranks,
     run_id: str | None = None,
-    tracked: bool = False,
+    starts_client: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Training:
-    """Every check that needs the data, the device or the disk, before anything is written but the
-    run's empty folder.
+    """Every check that needs the data, the device or the disk, before anything of a new run is
+    written but its empty folder.
 
-    The config is the first process's, and so is the run. `tracked`: W&B's run begins after this.
-    `check` may end the wait for the data.
+    The config is the first process's, and so is the run. `starts_client`: W&B's run begins after
+    this. `check` may end the wait for the data.
     """
     from record import load_data
     from run_folder import RunFolder, check_output_dir
 
-    imports = partial(import_libraries, tracked)
+    imports = partial(import_libraries, starts_client)
     if config:
         check_output_dir(Path(config.output_dir))
     config, run_id = ranks.share((config, run_id))

@@ -291,6 +291,7 @@ def read_picture(file: Path) -> Image.Image:
 
 def main(arguments: list[str]) -> int:
     from config import add_looks, given
+    from ending import in_one_line
 
     parser = cli.Parser(
         prog="python viz.py", description=__doc__, usage="%(prog)s RUN_DIR [--image FILE ...]"
@@ -299,9 +300,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--image", type=Path, nargs="+", metavar="FILE", help="explain these")
     add_looks(parser)
     options = parser.parse_args(arguments)
-    if options.image:
-        return explain_files(options.run, options.image, given(options))
-    return redraw(options.run, given(options))
+    with in_one_line(options.run, "call it again"):
+        if options.image:
+            return explain_files(options.run, options.image, given(options))
+        return redraw(options.run, given(options))
 
 
 if __name__ == "__main__":

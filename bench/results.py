@@ -26,8 +26,9 @@ import numpy as np
 import charts
 import cli
 from cli import Mistake
-from collection import HISTORY, PastRun, read_history, read_json, read_run
+from collection import HISTORY, PastRun, read_history, read_run
 from record import HALF_KEPT
+from run_folder import read_json
 from viz import write_picture
 
 RESULTS = Path(__file__).parent / "results"

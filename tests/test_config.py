@@ -93,6 +93,14 @@ BAD_RECIPES = {
     "a list": ("- 1\n- 2\n", ["recipe.yaml", "key: value"]),
     "unknown key": ("max_lrr: 0.1\n", ["recipe.yaml", "'max_lrr'", "did you mean 'max_lr'"]),
     "out of range": ("epochs: 0\n", ["epochs=0", "1 to 10000"]),
+    "a lowest rate above the highest": (
+        "schedule: cyclic\nbase_lr: 0.2\n",
+        ["base_lr=0.2", "max_lr=0.1"],
+    ),
+    "a number base 60 for a text": (
+        "resolution_schedule: 32:0.67\n",
+        ["resolution_schedule=1920.67", "YAML needs quotes around this one"],
+    ),
     "cycles without end": ("schedule: cyclic\ncycle_epochs: 0.04\n", ["cycle_epochs=0.04", "1000"]),
     "binary": (b"\xff\xfe\x00", ["recipe.yaml", "no YAML"]),
     "nested": ("epochs: 3\nmax_lr: [1\nx: }", ["recipe.yaml, line 2", "key: value"]),

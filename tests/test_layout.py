@@ -131,10 +131,10 @@ def test_val_image_without_annotation_is_named(tree):
         read(tree)
 
 
-@pytest.mark.parametrize("wnids", ["", "n1\n", "n1\nn1\n", "../n1\nn2\n", ".\nn2\n"])
+@pytest.mark.parametrize("wnids", ["", "n1\n", "n1\nn1\n", "../n1\nn2\n", ".\nn2\n", "n3\nn4"])
 @pytest.mark.fault("data: classes, files or annotations that are missing or broken")
 def test_wnids_that_list_no_classes(tree, wnids):
-    (tree / "wnids.txt").write_text(wnids)
+    (tree / "wnids.txt").write_text(wnids, encoding="utf-16" if "n3" in wnids else "utf-8")
     with pytest.raises(Mistake, match=r"wnids.txt"):
         layout.read_layout(tree)
 

@@ -309,7 +309,7 @@ def test_confirm_tells_whether_the_lead_is_noise(offline):
     driver = made.start("confirm", str(made.dir), "--top", "3", "--workers", "2")
     assert driver.wait(TIMEOUT_S) == 0, made.text()
     assert (
-        "the lead of trial 000 over trial 001, 0.0002 in val/acc, is no more than noise"
+        "the lead of trial 000 over trial 001, 0.0002 in val/acc, cannot be told from noise"
         in made.text()
     )
     kept = json.loads((made.dir / "confirm.json").read_text())

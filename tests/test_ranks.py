@@ -321,6 +321,25 @@ def ranks_of(tmp_path: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.parametrize("by_all", [True, False])
+def test_a_mistake_that_the_second_process_alone_meets_is_told(monkeypatch, capsys, by_all):
+    import cli
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(cli, "SAID_WITHIN_S", 0.0)
+
+    def fail(_):
+        mistake = cli.Mistake("device=cuda:1 cannot be used here")
+        mistake.said_by_all = by_all
+        raise mistake
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(fail)
+    assert ended.value.code == 2
+    told = "" if by_all else "error: device=cuda:1 cannot be used here\n"
+    assert capsys.readouterr().err == told
+
+
 @pytest.mark.fault("several processes: one killed, or a signal")
 def test_torchrun_when_a_rank_dies(torchrun, tmp_path):
     process = torchrun("--epochs=500")

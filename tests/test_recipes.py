@@ -14,12 +14,12 @@ from small_cifar10 import write_cifar10
 import resolution
 from bench.results import RESULTS, recipe_of
 from cli import Mistake
-from collection import read_history, read_json
+from collection import read_history
 from config import FIELDS, from_mapping, read_recipe
 from conftest import REPO, write_tree
-from learner import schedule_of
-from run_folder import compare_configs
+from run_folder import compare_configs, read_json
 from runs import Run, history
+from schedules import create_schedule
 
 FILES = {path.stem: path for path in sorted((REPO / "recipes").iterdir())}
 TINY = 77_000  # training images of the pooled split
@@ -56,7 +56,7 @@ def rates(config, images):
     """(steps an epoch, rate and momentum of each step, those after the last one)."""
     steps = math.ceil(images / config.batch_size)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=config.momentum)
-    schedule = schedule_of(config, optimizer, config.epochs * steps, steps)
+    schedule = create_schedule(optimizer, config, config.epochs * steps, steps)
     (group,) = optimizer.param_groups
     seen = [(group["lr"], group["momentum"])]
     for _ in range(config.epochs * steps):

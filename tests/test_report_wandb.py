@@ -153,8 +153,8 @@ def test_a_report_about_a_sweep(call, server, made):
     found = Findings.of([collection.read_run(folder) for folder in folders])
     best, second = found.ranked
     accuracy = f"validation accuracy {100 * best.value:.1f}%"
-    assert f"The best of 2 runs is {best.name}: {accuracy} ± " in told
-    assert f"(standard error, 40 images) after epoch {best.epoch} of 2." in told
+    assert f"The best of 2 runs is {best.name}: {accuracy} (± " in told
+    assert f" points, standard error, 40 images) after epoch {best.epoch} of 2." in told
     assert f"The next, {second.name}, is " in told
     assert f"The best run has max_lr {RATES[best.name]}." in told
     assert "lift of" in told

@@ -236,6 +236,25 @@ class Evil:
         return (Path("/tmp/tinysweep-evil").write_text, ("evil",))
 
 
+# By hand, or by an editor that was stopped: what nothing of ours writes.
+DAMAGED = {"config.yaml": (b"max_lr: [", b"\xff\xfe", b"- 1\n"), "about.json": (b"{", b"[]")}
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_place_that_is_taken(start, tmp_path, kind):
+    folder = tmp_path / "runs" / "run"
+    folder.parent.mkdir()
+    if kind == "folder":
+        folder.mkdir()
+        run, words = start(tmp_path, resume="never"), "is there and resume=never"
+    else:
+        folder.touch()
+        run, words = start(tmp_path), "is a file; give another --run_id"
+    assert run.wait() == 2
+    assert run.text == f"error: {folder} {words}{'; give another --run_id' * (kind == 'folder')}\n"
+    assert not (folder.is_dir() and list(folder.iterdir()))
+
+
 def test_what_a_begun_run_refuses(start, begun, tmp_path):
     """Another config, resume=never, and checkpoints that are damaged, foreign or hostile."""
     whole = (begun / "last.pt").read_bytes()
@@ -252,6 +271,12 @@ def test_what_a_begun_run_refuses(start, begun, tmp_path):
     refused("max_lr=0.05", "max_lr=0.06", max_lr=0.06)
     refused("epochs=3", "epochs=4", epochs=4)
     refused("resume=never", resume="never")
+    for name, contents in DAMAGED.items():
+        before = (begun / name).read_bytes()
+        for content in contents:
+            (begun / name).write_bytes(content)
+            refused(name)
+        (begun / name).write_bytes(before)
     for content in (whole[: len(whole) // 2], whole[:-1], b"", b"no checkpoint"):
         (begun / "last.pt").write_bytes(content)
         refused("last.pt", "damaged")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-import cli
+from config import Config
 from schedules import KINDS, create_schedule
 
 # torch warns where a scheduler is stepped out of turn; a user must never see that.
@@ -21,8 +21,8 @@ def make(kind, epochs=10, steps_per_epoch=10, algorithm=torch.optim.SGD, **numbe
     groups = [{"params": [torch.zeros(1)]}, {"params": [torch.zeros(2)]}]
     momentum = {"momentum": 0.9} if algorithm is torch.optim.SGD else {}
     optimizer = algorithm(groups, lr=123.0, **momentum)
-    numbers = {"max_lr": 0.1, "total_steps": epochs * steps_per_epoch, **numbers}
-    return optimizer, create_schedule(optimizer, kind, steps_per_epoch=steps_per_epoch, **numbers)
+    config = Config(schedule=kind, **{"max_lr": 0.1, **numbers})
+    return optimizer, create_schedule(optimizer, config, epochs * steps_per_epoch, steps_per_epoch)
 
 
 def lr(optimizer):
@@ -235,17 +235,3 @@ def test_resume_goes_on_with_the_same_bits(kind, done, algorithm):
     assert before + run_epochs(optimizer, schedule, done, 12) == whole
     if kind in ("plateau", "cyclic"):
         assert schedule.scale == pytest.approx(0.7**4)  # cuts on both sides of most resumes
-
-
-MISTAKES = {
-    "schedule": (("onecycel", {}), r"unknown schedule 'onecycel'.*did you mean 'onecycle'"),
-    "anneal": (("onecycle", {"anneal": "cos"}), r"unknown anneal 'cos' \(there are cosine, linear"),
-    "base rate": (("cyclic", {"base_lr": 0.2}), r"base_lr=0.2 .* max_lr=0.1"),
-}
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_name_the_value(name):
-    (kind, numbers), message = MISTAKES[name]
-    with pytest.raises(cli.Mistake, match=message):
-        make(kind, **numbers)

@@ -1,12 +1,17 @@
 """W&B's ways to end a run, and W&B that cannot be reached, with the real client."""
 
+import re
 import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from wandb_server import WandbServer
 
-from runs import PAUSES, offline_record, summary
+from runs import PAUSES, TIMEOUT_S, offline_record, summary
 
 SWEEP = "wandb_version: 1\nmax_lr:\n  value: 0.02\n"
 
@@ -27,6 +32,45 @@ def test_without_a_login_the_run_is_offline_and_says_how_to_hand_it_over(start, 
     (line,) = (line for line in run.text.splitlines() if line.startswith("W&B: offline"))
     folder = line.split("`wandb sync ")[1].rstrip("`")
     assert Path(folder).is_dir()
+
+
+def epochs_at(server: WandbServer) -> list[int]:
+    return sorted(row["epoch"] for row in server.runs["run"].history if "val/acc" in row)
+
+
+@pytest.mark.fault("kill -9, then all epochs at W&B")
+def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tmp_path):
+    """What W&B's client had not written yet is logged again."""
+    run = start(tmp_path / "my runs", epochs=3)
+    run.until_epoch(1)
+    run.kill()
+    again = start(tmp_path / "my runs", epochs=3)
+    again.until_epoch(2)
+    time.sleep(1.5)  # now it has
+    again.kill()
+    again = start(tmp_path / "my runs", epochs=3)
+    assert again.wait() == 0, again.text
+    (call,) = re.findall("hand the run over later with `(.*)`", again.text)
+    with WandbServer() as server:
+        env = {**server.env, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/bin"}
+        done = subprocess.run(["sh", "-c", call], cwd=tmp_path, env=env, timeout=TIMEOUT_S)
+        assert done.returncode == 0
+        assert epochs_at(server) == [1, 2, 3]
+
+
+@pytest.mark.fault("kill -9, then all epochs at W&B")
+@pytest.mark.parametrize("interval", ["1", "15"])
+def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, interval):
+    with WandbServer() as server:
+        env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": interval}
+        run = start(tmp_path, epochs=2, env=env)
+        run.until_epoch(1)
+        if interval == "1":
+            time.sleep(2.5)
+        run.kill()
+        again = start(tmp_path, epochs=2, env=env)
+        assert again.wait() == 0, again.text
+        assert epochs_at(server) == [1, 2]
 
 
 def test_w_and_b_stop_keeps_the_score(start, tmp_path):

@@ -129,6 +129,13 @@ def test_a_last_batch_of_one_image(start, tmp_path):
     assert run.wait() == 0, run.text
 
 
+def test_batches_of_one_image_that_leave_maps_of_one_pixel(start, tmp_path):
+    run = start(tmp_path, model="resnet18", image_size=8, batch_size=1, epochs=1, mistakes=0)
+    assert run.wait() == 2
+    (line,) = run.text.splitlines()
+    assert "model 'resnet18' does not fit images of 8 px: Expected more than 1 value" in line
+
+
 @pytest.mark.parametrize("before", ["a whole run", "a finished one", "a mistake"])
 def test_main_can_be_called_again_in_a_process(start, shapes_dir, tmp_path, before):
     """W&B's client keeps the settings that it began with."""
@@ -351,6 +358,24 @@ def test_evaluate_refuses_other_images(zygote, undisturbed, tmp_path):
     assert "another order, or with other labels" in refused(true=(arrays["true"] + 1) % 10)
     for content in (b"", b"PK", (undisturbed / "predictions.npz").read_bytes()[:-30]):
         assert "predictions.npz: cannot be read" in refused(content)
+
+
+@pytest.mark.parametrize("what", ["measure", "__init__"])
+def test_memory_that_is_short_outside_a_run_is_one_line(
+    zygote, undisturbed, shapes_dir, tmp_path, what
+):
+    patch = f"""
+import learner
+def fail(*_, **__):
+    raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+learner.Learner.{what} = fail
+"""
+    find_lr = ["--find_lr", "--dataset=shapes", f"--data_dir={shapes_dir}", "--image_size=16"]
+    arguments = [f"--evaluate={undisturbed}"] if what == "measure" else find_lr
+    run = Run(zygote, tmp_path, *arguments, patch=patch, run_id="")
+    assert run.wait() == 1, run.text
+    assert "out of memory; try a smaller --batch_size" in run.text
+    assert "Traceback" not in run.text
 
 
 def test_evaluate_averages_over_the_mirror_image(zygote, undisturbed, tmp_path):

@@ -120,10 +120,10 @@ def test_time_in_words(seconds, words):
     ("one", "two", "words"),
     [
         ([0.60, 0.61, 0.62], [0.50, 0.51, 0.52], "is more than noise"),
-        ([0.60, 0.51, 0.72], [0.50, 0.61, 0.62], "is no more than noise"),
+        ([0.60, 0.51, 0.72], [0.50, 0.61, 0.62], "cannot be told from noise (Welch"),
+        ([0.60, 0.61, 0.62], [0.50, 0.51], "is more than noise (Welch's t-test, 3 and 2 seeds"),
         ([0.6], [0.5], "cannot be told from noise by one seed"),
-        ([0.6, 0.6], [0.5, 0.5], "is more than noise"),  # no noise at all
-        ([0.6, 0.6], [0.6, 0.6], "is no more than noise"),
+        ([0.6, 0.6], [0.5, 0.5], "2 do not show the noise"),
     ],
 )
 def test_verdict(one, two, words):

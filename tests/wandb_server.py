@@ -240,8 +240,7 @@ class WandbServer:
         for one in json.loads(asked.get("priorRunsFilters") or '{"$or": []}')["$or"]:
             if self.runs[one["name"]].project != asked["projectName"]:
                 raise LookupError(f"prior run {one['name']} of another project")
-            self.runs[one["name"]].sweep = name
-            sweep.prior.append(one["name"])
+            sweep.prior.append(one["name"])  # in the app; the API has them outside (wandb#3347)
         entity = {"id": "entity", "name": ENTITY}
         project = {"id": "project", "name": asked.get("projectName"), "entity": entity}
         told = {"id": name, "name": name, "config": asked["config"], "project": project}
@@ -287,9 +286,14 @@ class WandbServer:
 
     def _next_run(self, sweep: StoredSweep) -> list[dict]:
         if sweep.waiting:
-            name, kind = sweep.waiting.pop(0), "resume"
-        elif len(sweep.runs) < sweep.limit:
-            name, kind = f"{sweep.name}-run{len(sweep.runs)}", "run"
+            # As W&B's own server (wandb#4237, wandb#9143): not with the sweep's parameters.
+            name = sweep.waiting.pop(0)
+            config = {**self.runs[name].config, "_wandb": {"t": {"1": [1, 5]}}}
+            told = {key: {"value": value} for key, value in config.items()}
+            program = sweep.config["program"]
+            return [{"type": "resume", "run_id": name, "args": told, "program": program}]
+        if len(sweep.runs) < sweep.limit:
+            name = f"{sweep.name}-run{len(sweep.runs)}"
             sweep.runs.append(name)
             sweep.arguments[name] = {
                 key: {"value": self._draw(spec)} for key, spec in sweep.config["parameters"].items()
@@ -297,7 +301,7 @@ class WandbServer:
         else:
             return [{"type": "exit"}]
         program = sweep.config["program"]
-        return [{"type": kind, "run_id": name, "args": sweep.arguments[name], "program": program}]
+        return [{"type": "run", "run_id": name, "args": sweep.arguments[name], "program": program}]
 
     def _draw(self, spec: dict) -> Any:
         if "value" in spec:

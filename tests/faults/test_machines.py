@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
 import data
 import locks
@@ -174,13 +175,36 @@ wandb.init = init
     assert run.wait() == 0, run.text
     assert "W&B cannot be started (no room in /tmp): this run is not tracked" in run.text
     assert summary(run.folder)["state"] == "finished"
-    # Without the sweep's parameters it would be another run.
+    # A trial has the sweep's parameters without it, too.
     given = tmp_path / "given.yaml"
     given.write_text("max_lr:\n  value: 0.02\n")
     env = {"WANDB_MODE": "offline", "WANDB_SWEEP_PARAM_PATH": str(given)}
     trial = start(tmp_path / "trial", patch=patch, epochs=1, env=env)
-    assert trial.wait() == 1, trial.text
-    assert "error: W&B cannot be started" in trial.text and "Traceback" not in trial.text
+    assert trial.wait() == 0, trial.text
+    assert yaml.safe_load((trial.folder / "config.yaml").read_text())["max_lr"] == 0.02
+
+
+@pytest.mark.fault("W&B: its service is gone")
+def test_a_service_that_is_gone_before_the_run_begins(start, tmp_path):
+    """The client ends the whole process with its service's status."""
+    patch = """
+import wandb
+real, real_teardown = wandb.init, wandb.teardown
+def init(*, mode=None, **named):
+    if mode != "offline":
+        raise wandb.errors.CommError("no service")
+    return real(mode=mode, **named)
+def teardown(*_):
+    real_teardown()
+    raise SystemExit(7)
+wandb.init, wandb.teardown = init, teardown
+"""
+    env = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    run = start(tmp_path, patch=patch, epochs=1, env=env)
+    assert run.wait() == 0, run.text
+    assert "(no service): this run is tracked offline" in run.text
+    assert "W&B: its service has failed (7)" in run.text
+    assert summary(run.folder)["state"] == "finished"
 
 
 @pytest.mark.fault("W&B: its service is gone")

@@ -20,7 +20,7 @@ import pytest
 from test_sweep_online import ANNOUNCED, assert_rows, assert_whole
 from wandb_server import AWAY, CLOSED, NONE, Answer, Fault, WandbServer
 
-from push import read_rows
+from records import read_rows
 from runs import Run, history_lines, summary
 
 QUICK = {  # how long the client waits before it asks again, turned down
