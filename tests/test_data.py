@@ -168,7 +168,10 @@ MISTAKES = {
     "unknown command": (["chekc"], ["chekc", "check"]),
     "no command": ([], ["COMMAND"]),
     "unknown data set": (["check", "--dataset=shape"], ["shape", "tiny-imagenet"]),
-    "strength too large": (["show", "--dataset=shapes", "--aug_strength=2.5"], ["aug_strength=2.5", "0 to 2"]),
+    "strength too large": (
+        ["show", "--dataset=shapes", "--aug_strength=2.5"],
+        ["aug_strength=2.5", "0 to 2"],
+    ),
     "strength is not a number": (["show", "--dataset=shapes", "--aug_strength=nan"], ["nan"]),
     "too few shapes": (["shapes", "--classes=1"], ["classes"]),
     "no images": (["shapes", "--train_per_class=0"], ["train_per_class"]),

@@ -308,6 +308,19 @@ def test_a_server_that_counts_late_is_sent_nothing_twice(study, server):
 
 
 @pytest.mark.slow
+def test_prior_runs_that_the_server_lists_outside_of_the_sweep_do_not_join_it_again(study, server):
+    server.lists_prior_runs = False
+    study.add("whole")
+    assert study.push()[0] == 0
+    (sweep,) = server.sweeps.values()
+    assert (sweep.prior, server.runs["whole"].sweep) == (["whole"], None)
+    del server.seen[:]
+    status, text = study.push()
+    assert status == 0, text
+    assert changes(server) == []
+
+
+@pytest.mark.slow
 def test_later_runs_join_the_sweep_and_a_lost_record_harms_nothing(study, server):
     study.add("whole")
     assert study.push()[0] == 0

@@ -184,8 +184,9 @@ def slow_down():
     def noted(self, request):
         if self.request is None:
             note = Path(__file__).with_name(os.environ["WANDB_RUN_ID"])
-            note.with_suffix(".tmp").write_text(str(time.monotonic()))
-            note.with_suffix(".tmp").rename(note)
+            unfinished = note.with_suffix(f".{os.getpid()}")  # each process its own
+            unfinished.write_text(str(time.monotonic()))
+            unfinished.rename(note)
         ask(self, request)
     learner.Learner.train_step, ending.Ending.ask = slow, noted
 

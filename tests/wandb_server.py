@@ -130,6 +130,7 @@ class WandbServer:
         self.seen: list[str] = []
         self.down_until = 0.0
         self.fault: Callable[[str], Fault] = lambda path: NONE
+        self.lists_prior_runs = True  # as the sweep's; W&B's own may not (wandb#3347)
         self.dice = random.Random(seed)
         self.lock = threading.RLock()
         self.http = _Http(("127.0.0.1", 0), _handler(self))
@@ -240,7 +241,9 @@ class WandbServer:
         for one in json.loads(asked.get("priorRunsFilters") or '{"$or": []}')["$or"]:
             if self.runs[one["name"]].project != asked["projectName"]:
                 raise LookupError(f"prior run {one['name']} of another project")
-            sweep.prior.append(one["name"])  # in the app; the API has them outside (wandb#3347)
+            sweep.prior.append(one["name"])
+            if self.lists_prior_runs:
+                self.runs[one["name"]].sweep = name
         entity = {"id": "entity", "name": ENTITY}
         project = {"id": "project", "name": asked.get("projectName"), "entity": entity}
         told = {"id": name, "name": name, "config": asked["config"], "project": project}
