@@ -231,12 +231,13 @@ def state_of(ended: EndedRun, sweep_id: str) -> str | None:
     """
     folder = Path(os.environ.get("WANDB_DIR", ".")) / "wandb" / f"sweep-{sweep_id}"
     told = suggestion.read_parameters(folder / f"config-{ended.run_id}.yaml")
+    told, command = suggestion.own(told, ended.command, ended.run_id)
     try:
-        by_command = of_command(suggestion.own_arguments(ended.command, told))
+        by_command = of_command(command)
     except Mistake:  # the run has said so itself
         by_command = {}
-    output_dir = suggestion.output_dir(by_command.get("output_dir", Config.output_dir), told)
-    summary = output_dir / ended.run_id / "summary.json"
+    places = {"output_dir": Config.output_dir, **by_command, **told}
+    summary = Path(str(places["output_dir"])) / ended.run_id / "summary.json"
     try:
         state = json.loads(summary.read_text())["state"]
         before = summary.stat().st_mtime < ended.begun - CLOCKS_DIFFER_S

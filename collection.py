@@ -27,7 +27,7 @@ class PastRun:
 
     run_id: str
     folder: Path | None
-    state: str  # as summary.json has it; running; or killed
+    state: str  # as summary.json has it, or the study of a killed one; running; or killed
     config: dict[str, Any]
     rows: list[dict[str, float]]  # of the history, by epoch; a missing or empty number is not there
     summary: dict[str, Any]
@@ -144,7 +144,8 @@ def trials_of(path: Path) -> list[PastRun]:
         lost = PastRun(one.job.run_id, None, state, config, [], {})
         past = read_run(run) if is_run(run) else lost
         # A run that was killed could not say how it ended; the study knows.
-        found.append(replace(past, state=state) if one.state in ENDS else past)
+        ended = one.state in ENDS and past.state not in ENDS
+        found.append(replace(past, state=state) if ended else past)
     return found
 
 

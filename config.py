@@ -242,8 +242,7 @@ def _boolean(name: str, value: Any) -> bool:
 
 
 FIELDS = {one.name: one for one in dataclasses.fields(Config)}
-# Between a run and its resumption; all other fields decide what comes out.
-MAY_DIFFER = ("data_dir", "output_dir", "workers", "mistakes", "resume")
+MAY_DIFFER = ("data_dir", "output_dir", "workers", "mistakes", "resume")  # when a run goes on
 # Flags that may be given with a run that was made before: they change nothing of it.
 WITH_A_RUN = ("data_dir", "device", "amp", "batch_size", "workers", "mistakes")
 

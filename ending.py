@@ -176,6 +176,8 @@ def in_one_line(run: Path, again: str = "") -> Iterator[None]:
     """For work on a run, or for one, that is not its training."""
     try:
         yield
+    except BrokenPipeError:  # the reader has seen enough, and there is nothing to end
+        raise
     except (MemoryError, RuntimeError, OSError) as error:
         raise as_failure(error, run, again) from error
 

@@ -5,6 +5,7 @@ What is done in between, epoch by epoch, is train.py's and comes as an argument:
 
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def begin_or_go_on(
     if suggestion.in_sweep():  # first of all: a suggestion that no run claims is handed out again
         tracker = start_tracker()
         try:
-            config = suggestion.over(config, tracker.config())
+            config = suggestion.over(tracker.config())
             tracker.name_after(config)
         except Mistake:
             tracker.finish(exit_code=2)
@@ -51,11 +52,11 @@ def begin_or_go_on(
         if state != "finished":
             training.begin()
     except Ended as ended:
-        return leave_unbegun(folder, tracker, ended.request)
+        return leave_unbegun(folder, begun, tracker, ended.request)
     except (Mistake, MemoryError, RuntimeError, OSError) as problem:
         # SIGTERM to the whole group ends who decodes, too.
         if isinstance(problem, BrokenExecutor) and ending.settle():
-            return leave_unbegun(folder, tracker, ending.request)
+            return leave_unbegun(folder, begun, tracker, ending.request)
         if tracker:
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
         raise as_failure(problem, folder) from problem
@@ -67,23 +68,32 @@ def begin_or_go_on(
             end_tracker(tracker, summary, exit_code=0)
         return summary
     tracker = tracker or start_tracker()
-    if state is None:
+    if training.record.rows and (state is None or not tracker.offline):
         tracker.catch_up(training.record.rows)
     return carry_out(train_epochs, training, tracker, ending)
 
 
-def leave_unbegun(folder: Path, tracker: "Tracker | None", request: str) -> dict[str, Any]:
-    """Ended while its data are made ready; of a stop, which counts, there is a summary."""
-    state = STATES[request]
+def leave_unbegun(
+    folder: Path, begun: bool, tracker: "Tracker | None", request: str
+) -> dict[str, Any]:
+    """Ended while its data are made ready. A stop counts: of a run that has not `begun` there is a
+    summary then; of one that has there is what its last start left.
+    """
+    state, code = STATES[request], EXIT_CODES[request]
     summary = {"state": state, "epochs": 0, "run_id": folder.name}
-    if request == "stop":
-        held = RunFolder(folder.parent, folder.name)
-        held.write_summary(summary)
-        held.close()
-    if tracker:
-        if request == "preempt":
-            tracker.mark_preempting()
-        end_tracker(tracker, summary, EXIT_CODES[request])
+    try:
+        if request == "stop" and not begun:
+            with closing(RunFolder(folder.parent, folder.name)) as held:
+                held.write_summary(summary)
+    except OSError as error:
+        code = 1
+        raise as_failure(error, folder) from error
+    finally:
+        if tracker:
+            if request == "preempt":
+                tracker.mark_preempting()
+            tracker.summarize({"state": state})
+            tracker.finish(code)
     say_last(f"{state} before its beginning")
     return summary
 

@@ -73,24 +73,29 @@ def scales(findings: Findings) -> list[Scale]:
     ]
 
 
+def counted(findings: Findings) -> list[Entry]:
+    """The runs by which the parameters are judged: those that ended with a value."""
+    return [one for one in findings.ranked if one.run.state not in GOING_ON]
+
+
 def importance(findings: Findings) -> dict[str, float] | None:
     """How the effect that Optuna's fANOVA finds is divided between the keys, over the runs that
     ended with a value (1 in all, also where it is noise); None where they are too few to tell.
     """
-    counted = [one for one in findings.ranked if one.run.state not in GOING_ON]
-    if len(counted) < ENOUGH or len({one.value for one in counted}) < 2:
+    entries = counted(findings)
+    if len(entries) < ENOUGH or len({one.value for one in entries}) < 2:
         return None
     import optuna
     from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-    drawn, points = _space(findings, counted)
+    drawn, points = _space(findings, entries)
     if len(drawn) < 2:
         return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction=findings.goal)
     study.add_trials(
         optuna.trial.create_trial(params=point, distributions=drawn, value=one.value)
-        for one, point in zip(counted, points, strict=True)
+        for one, point in zip(entries, points, strict=True)
     )
     evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     found = get_param_importances(study, evaluator=evaluator)
@@ -99,28 +104,37 @@ def importance(findings: Findings) -> dict[str, float] | None:
 
 def left_out(findings: Findings) -> list[str]:
     """Keys with too many different words for fANOVA."""
-    found = scales(findings)
-    return [one.key for one in found if one.kind == "category" and len(one.values) > MOST_CHOICES]
+    words = {
+        one.key: {word(entry.run.config.get(one.key)) for entry in counted(findings)}
+        for one in scales(findings)
+        if one.kind == "category"
+    }
+    return [key for key, found in words.items() if len(found) > MOST_CHOICES]
 
 
-def _space(findings: Findings, counted: Sequence[Entry]) -> tuple[dict, list[dict]]:
+def without(findings: Findings) -> str:
+    keys = left_out(findings)
+    return f" Left out, for too many different values: {', '.join(keys)}." if keys else ""
+
+
+def _space(findings: Findings, entries: Sequence[Entry]) -> tuple[dict, list[dict]]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     drawn: dict[str, Any] = {}
-    points: list[dict[str, Any]] = [{} for _ in counted]
+    points: list[dict[str, Any]] = [{} for _ in entries]
+    left = left_out(findings)
     for one in scales(findings):
-        values = [entry.run.config.get(one.key) for entry in counted]
+        values = [entry.run.config.get(one.key) for entry in entries]
         if one.kind == "category":
             values = [word(value) for value in values]
-            if len(set(values)) > MOST_CHOICES:
-                continue
-            drawn[one.key] = CategoricalDistribution(sorted(set(values)))
         else:  # by its place on the axis: fANOVA itself takes every range as a linear one
             values = [one.place(value) for value in values]
-            drawn[one.key] = FloatDistribution(min(values), max(values))
-        if len(set(values)) < 2:
-            del drawn[one.key]
+        if len(set(values)) < 2 or one.key in left:
             continue
+        if one.kind == "category":
+            drawn[one.key] = CategoricalDistribution(sorted(set(values)))
+        else:
+            drawn[one.key] = FloatDistribution(min(values), max(values))
         for point, value in zip(points, values, strict=True):
             point[one.key] = value
     return drawn, points

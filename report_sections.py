@@ -24,7 +24,7 @@ from report_findings import (
 )
 from report_leaderboard import digits_of, letter
 from report_parallel import parallel
-from report_parameters import ENOUGH, importance, left_out, scales
+from report_parameters import ENOUGH, counted, importance, scales, without
 
 ENDED = ("finished", "stopped")  # as they should
 QUARTER = 8  # runs, from which on the best quarter of them says something
@@ -172,13 +172,13 @@ def _best_in(findings: Findings, text: str) -> Html:
 
 
 def _importance(findings: Findings) -> Html:
-    ended = sum(one.run.state not in GOING_ON for one in findings.ranked)
+    ended = len(counted(findings))
     found = importance(findings)
     if not found:
         text = (
             f"{count(ended, 'run')} do not tell which parameter matters most: Optuna's importance "
             f"is shown from {ENOUGH} runs on. In a trial on a function that we know, it named the "
-            "right parameter in 60% of cases with 4 runs, in 93% with 10."
+            f"right parameter in 60% of cases with 4 runs, in 93% with 10.{without(findings)}"
         )
         return tag("p", text, class_="soft")
     words, values = list(found), list(found.values())
@@ -186,10 +186,8 @@ def _importance(findings: Findings) -> Html:
     caption = (
         f"How the effect on {charts.name_of(findings.metric)} that Optuna's fANOVA finds in "
         f"{count(ended, 'run')} is divided between the parameters. The shares add up to 100% also "
-        "where the differences are noise. The direction is in the charts below."
+        f"where the differences are noise. The direction is in the charts below.{without(findings)}"
     )
-    if without := left_out(findings):
-        caption += f" Left out, for too many different values: {', '.join(without)}."
     return chart(charts.bars(words, values, told, share=True), caption)
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import report_charts as charts
 import report_sections as sections
 from report_certainty import MANY, certainty, images_of
-from report_findings import GOING_ON, Findings, count, duration, shown, word
-from report_parameters import ENOUGH, importance, scales
+from report_findings import Findings, count, duration, shown, word
+from report_parameters import ENOUGH, counted, importance, scales, without
 
 
 def headline(findings: Findings) -> list[str]:
@@ -57,17 +57,18 @@ def search(findings: Findings) -> list[str]:
 
 def _importance(findings: Findings) -> str:
     found = importance(findings)
-    ended = count(sum(one.run.state not in GOING_ON for one in findings.ranked), "run")
+    ended = count(len(counted(findings)), "run")
     if not found:
         return (
             f"{ended} do not tell which parameter matters most: Optuna's importance stands here "
             f"from {ENOUGH} on. W&B's panel shows a number for any; do not trust it before."
+            f"{without(findings)}"
         )
     shares = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
     return (
         f"How the effect on {charts.name_of(findings.metric)} is divided between the parameters: "
         f"{shares} (Optuna's fANOVA, {ended}; the panel has W&B's own estimate). The shares add up "
-        "to 100% also where the differences are noise."
+        f"to 100% also where the differences are noise.{without(findings)}"
     )
 
 

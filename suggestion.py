@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from cli import Mistake, Parser
-from config import FIELDS, MAY_DIFFER, Config, from_mapping
+from config import Config, from_mapping
 
+FILE = "WANDB_SWEEP_PARAM_PATH"
 # Keys that a run adds to the config that W&B shows.
 ADDED = ("split_fingerprint", "parameters", "training_images", "validation_images")
+FOLDERS = ("data_dir", "output_dir")
 
 
 def in_sweep() -> bool:
-    return bool(os.environ.get("WANDB_SWEEP_PARAM_PATH") or os.environ.get("WANDB_SWEEP_ID"))
+    return bool(os.environ.get(FILE) or os.environ.get("WANDB_SWEEP_ID"))
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
@@ -33,10 +35,10 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def given() -> dict[str, Any]:
-    """What this run was handed, all of it."""
-    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    """The parameters of this run."""
+    path = os.environ.get(FILE)
     if path and not Path(path).is_file():
-        raise Mistake(f"WANDB_SWEEP_PARAM_PATH={path}: there is no such file of parameters")
+        raise Mistake(f"{FILE}={path}: there is no such file of parameters")
     return read_parameters(Path(path)) if path else {}
 
 
@@ -45,40 +47,62 @@ def is_added(key: str) -> bool:
 
 
 def is_again(told: Mapping[str, Any]) -> bool:
-    return any(is_added(key) for key in told)
+    return any(map(is_added, told))
 
 
-def own_arguments(arguments: Sequence[str], told: Mapping[str, Any]) -> list[str]:
-    """Without what only a run that is handed out again has; where the call says twice what may
-    differ between two starts, the one that is not the former machine's counts.
+def own(
+    told: Mapping[str, Any], arguments: Sequence[str], run_id: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Parameters and arguments as a first start has them.
+
+    Of a folder the call's own word counts, if it has one beside that of the former machine; but a
+    run goes on in its folder, where that is here, too.
     """
     if not is_again(told):
-        return list(arguments)
+        return dict(told), list(arguments)
     parser = Parser(add_help=False)
     for key in filter(is_added, told):
         parser.add_argument(f"--{key}")
-    for key in MAY_DIFFER:
+    for key in FOLDERS:
         parser.add_argument(f"--{key}", action="append", default=[])
-    found, own = parser.parse_known_args(arguments)
-    for key in MAY_DIFFER:
+    found, left = parser.parse_known_args(arguments)
+    parameters = {key: value for key, value in told.items() if not is_added(key)}
+    former = Path(str(told.get("output_dir", Config.output_dir))) / (run_id or "")
+    stays = ("output_dir",) if run_id and (former / "config.yaml").is_file() else ()
+    for key in FOLDERS:
         values = getattr(found, key)
-        here = [value for value in values if value != str(told.get(key))] or values
-        own += [f"--{key}={value}" for value in here[-1:]]
-    return own
+        here = [value for value in values if value != str(told.get(key)) and key not in stays]
+        if here:
+            parameters[key] = here[-1]
+        left += [f"--{key}={parameters.get(key, value)}" for value in values[-1:]]
+    return parameters, left
 
 
-def over(config: Config, told: Mapping[str, Any]) -> Config:
-    """The sweep's parameters, as W&B's config has them, over what the call says; but not a former
-    machine's folders.
-    """
+def take(arguments: Sequence[str]) -> list[str]:
+    """This call's arguments as a first start has them, and W&B's client finds the parameters so."""
+    told = given()
+    if not is_again(told):
+        return list(arguments)
+    import yaml
+
+    from run_folder import writing
+
+    parameters, left = own(told, arguments, os.environ.get("WANDB_RUN_ID"))
+    handed = Path(os.environ[FILE])  # each process of a run writes its own
+    path = handed.with_name(f"{handed.stem}-{os.getpid()}{handed.suffix}")
+    values = {key: {"value": value} for key, value in parameters.items()}
+    with writing(path) as file:
+        file.write(yaml.safe_dump({"wandb_version": 1, **values}).encode())
+    os.environ[FILE] = str(path)
+    return left
+
+
+def over(told: Mapping[str, Any]) -> Config:
+    """What W&B's config says."""
     values = {key: value for key, value in told.items() if not is_added(key)}
-    if is_again(given()):
-        here = {key: getattr(config, key) for key in MAY_DIFFER}
-        values |= {key: value for key, value in here.items() if value != FIELDS[key].default}
     return from_mapping(values, source="the sweep")
 
 
-def output_dir(by_call: str, told: Mapping[str, Any]) -> Path:
-    """As `over` has it: for those who need it before W&B's client says what the config is."""
-    here = is_again(told) and by_call != Config.output_dir
-    return Path(by_call if here else str(told.get("output_dir", by_call)))
+def output_dir(config: Config) -> Path:
+    """For those who need it before W&B's client says what the config is."""
+    return Path(str(given().get("output_dir", config.output_dir)))

@@ -132,18 +132,15 @@ class Tracker:
         self._safely("name", setattr, self.run, "name", name_of(config))
 
     def say_where(self) -> None:
+        former = [record for record in self._former_records() if not records.is_synced(record)]
         if self.offline:
-            print(f"W&B: offline; hand the run over later with `{self._handing_over()}`")
+            call = records.handing_over([*former, self._record], self.run.id)
+            print(f"W&B: offline; hand the run over later with `{call}`")
         elif self.run.url:
             print(f"W&B: {self.run.url}")
-
-    def _handing_over(self) -> str:
-        """Of a run that was gone on with: each start's own record, in their order."""
-        folder = self._record.parent
-        if not self._former_records():
-            return f"wandb sync {shlex.quote(str(self._record))}"
-        all_ = f"{shlex.quote(str(folder))}/offline-run-*-{self.run.id}"
-        return f'for one in {all_}; do wandb sync "$one"; done'
+            if former:
+                call = records.handing_over(former, self.run.id)
+                print(f"W&B: a part of it was tracked offline; hand that over with `{call}`")
 
     @property
     def _record(self) -> Path:
@@ -154,20 +151,25 @@ class Tracker:
         return [record for record in found if record != self._record]
 
     def catch_up(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Of a run whose last start was killed: log the epochs that W&B does not have. Its client
-        keeps a second of them, and online 15, before they are written or sent.
+        """Log the epochs of former starts that W&B does not have: its client keeps a second of
+        them, and online 15, before they are written or sent, and dies with a run that is killed.
         """
 
         def log_missing() -> None:
             sent = self.run.summary.get("epoch") or 0  # online: as the server has it
-            lines = [row for record in self._former_records() for row in records.read_rows(record)]
+            if sent >= rows[-1]["epoch"]:
+                return
+            former = self._former_records()
+            if self.offline:  # what was tracked online has been sent, but for its last seconds
+                former += records.of_run(self._record.parent, self.run.id, online=True)
+            lines = [row for record in former for row in records.read_rows(record)]
             kept = {row["epoch"] for row in lines if "val/acc" in row}
             for row in rows:
                 if row["epoch"] > sent and row["epoch"] not in kept:
                     self.run.log(row)
 
-        if rows and not self.run.disabled:
-            self._safely("what a killed start had not sent", log_missing)
+        if not self.run.disabled:
+            self._safely("what a former start had not sent", log_missing)
 
     def _define_metrics(self) -> None:
         self.run.define_metric("epoch")

@@ -202,7 +202,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     if not ranks.first:
         return lifetime.help_out(train_epochs, ranks, ending)
     check_project()
-    folder = suggestion.output_dir(config.output_dir, suggestion.given()) / choose_id(run_id)
+    folder = suggestion.output_dir(config) / choose_id(run_id)
     if not suggestion.in_sweep():  # there W&B's run comes first
         check_unused(folder, config.resume)
     try:
@@ -249,9 +249,9 @@ def command(arguments: list[str]) -> int:
     )
     parser.add_argument("--find_lr", action="store_true", help="range test: suggests a max_lr")
     add_arguments(parser)
-    told = suggestion.given()
+    arguments = suggestion.take(arguments)
     try:
-        options = parser.parse_args(suggestion.own_arguments(arguments, told))
+        options = parser.parse_args(arguments)
         config = from_arguments(options)
         run_id = None
         if not (options.evaluate or options.find_lr):

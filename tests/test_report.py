@@ -202,6 +202,9 @@ def test_importance_of_a_key_with_many_words_is_not_asked_for():
     found = Findings.of(runs)
     assert set(report_parameters.importance(found)) == {"max_lr", "aug_strength"}
     assert report_parameters.left_out(found) == ["model"]
+    alone = [made(one.run_id, [one.rows[0]["val/acc"]], model=one.config["model"]) for one in runs]
+    assert report_parameters.importance(Findings.of(alone)) is None
+    assert "different values: model." in report_parameters.without(Findings.of(alone))
 
 
 def certainty(runs, studies=()):

@@ -1,5 +1,6 @@
 """What a sweep hands to a run, and to one that is handed out again, as tables; then by train.py."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,26 +38,54 @@ def parsed(arguments: list[str]) -> Config:
 
 
 @pytest.mark.parametrize("as_arguments", [flags, words])
-def test_a_first_call_stays_as_it_is(as_arguments):
+def test_a_first_call_stays_as_it_is(given, as_arguments):
     arguments = ["--config=recipe.yaml", *as_arguments(FIRST)]
-    assert suggestion.own_arguments(arguments, FIRST) == arguments
-    assert suggestion.own_arguments(arguments, {}) == arguments
+    path = given(FIRST)
+    assert suggestion.take(arguments) == arguments
+    assert os.environ["WANDB_SWEEP_PARAM_PATH"] == str(path)
+
+
+OURS = {key: AGAIN[key] for key in to_dict(Config())}
 
 
 @pytest.mark.parametrize("as_arguments", [flags, words])
-def test_one_that_is_handed_out_again_has_the_config_that_it_had(as_arguments):
-    own = suggestion.own_arguments(["--workers=3", *as_arguments(AGAIN)], AGAIN)
-    ours = {key: AGAIN[key] for key in to_dict(Config())}
-    assert to_dict(parsed(own)) == ours
+@pytest.mark.parametrize("before", [[], ["--workers=3"], ["--data_dir", "/old", "--seed=0"]])
+def test_one_that_is_handed_out_again_has_the_config_that_it_had(given, as_arguments, before):
+    given(AGAIN)
+    taken = suggestion.take([*before, *as_arguments(AGAIN)])
+    assert to_dict(parsed(taken)) == OURS
+    assert suggestion.given() == OURS  # what W&B's client reads
+
+
+def test_where_the_command_hands_nothing_on_the_parameters_do(given):
+    given(AGAIN)
+    assert suggestion.take(["--seed=0"]) == ["--seed=0"]
+    assert suggestion.given() == OURS
 
 
 @pytest.mark.parametrize("as_arguments", [flags, words])
 @pytest.mark.parametrize("here_first", [True, False])
-def test_the_folders_of_another_machine_do_not_count(as_arguments, here_first):
-    here = ["--data_dir=/here", "--output_dir", "/here/runs"]
+@pytest.mark.parametrize("folder", ["/here", "data"])  # the second one is the default
+def test_the_folders_of_another_machine_do_not_count(given, as_arguments, here_first, folder):
+    given(AGAIN)
+    here = [f"--data_dir={folder}", "--output_dir", "runs"]
     parts = [here, as_arguments(AGAIN)] if here_first else [as_arguments(AGAIN), here]
-    config = parsed(suggestion.own_arguments([*parts[0], *parts[1]], AGAIN))
-    assert (config.data_dir, config.output_dir, config.workers) == ("/here", "/here/runs", 3)
+    config = parsed(suggestion.take([*parts[0], *parts[1]]))
+    assert (config.data_dir, config.output_dir, config.workers) == (folder, "runs", 3)
+    found = suggestion.given()
+    assert (found["data_dir"], found["output_dir"], found["workers"]) == (folder, "runs", 3)
+
+
+def test_a_run_goes_on_in_its_folder_where_that_is_here(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    again = {**AGAIN, "output_dir": str(tmp_path / "there")}
+    given(again)
+    arguments = ["--output_dir=here", *flags(again)]
+    assert parsed(suggestion.own(again, arguments, "r1")[1]).output_dir == "here"
+    (tmp_path / "there" / "r1").mkdir(parents=True)
+    (tmp_path / "there" / "r1" / "config.yaml").touch()
+    assert parsed(suggestion.take(arguments)).output_dir == again["output_dir"]
+    assert suggestion.output_dir(Config(output_dir="here")) == tmp_path / "there"
 
 
 @pytest.fixture
@@ -74,28 +103,21 @@ def given(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("by_call", "told", "folder"),
     [
-        ("runs", {}, "runs"),
-        ("there", {}, "there"),
+        ("runs", {"seed": 1}, "runs"),
+        ("there", {"seed": 1}, "there"),
         ("runs", {"output_dir": "/scratch"}, "/scratch"),
         ("there", {"output_dir": "/scratch"}, "/scratch"),  # a parameter is the stronger one
-        ("runs", AGAIN, "/old/runs"),
-        ("there", AGAIN, "there"),
     ],
 )
 def test_where_a_run_is(given, by_call, told, folder):
     given(told)
-    assert suggestion.given() == told
-    assert suggestion.output_dir(by_call, told) == Path(folder)
-    config = Config(output_dir=by_call)
-    assert suggestion.over(config, {**to_dict(config), **told}).output_dir == folder
+    assert suggestion.output_dir(Config(output_dir=by_call)) == Path(folder)
 
 
-def test_what_a_run_has_added_is_no_hyperparameter(given):
-    given(AGAIN)
-    config = suggestion.over(Config(), AGAIN)
-    assert to_dict(config) == {key: AGAIN[key] for key in to_dict(Config())}
+def test_what_a_run_has_added_is_no_hyperparameter():
+    assert to_dict(suggestion.over(AGAIN)) == OURS
     with pytest.raises(Mistake, match="the sweep: unknown key 'max_lrr'; did you mean 'max_lr'"):
-        suggestion.over(Config(), {"max_lrr": 1})
+        suggestion.over({"max_lrr": 1})
 
 
 def test_a_parameter_says_where_the_run_and_all_of_w_and_bs_files_are(start, given, tmp_path):

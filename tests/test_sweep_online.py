@@ -303,6 +303,12 @@ PLACES = {
     "${args}": ("--output_dir=there", "there", "there"),
     "no ${args}": ("", "there", "there"),
     "parameter over flag": ("--output_dir=here", "there", "there"),
+    "handed out again": ("--parameters=1 --output_dir=there", "there", "there"),
+    "handed out again, from another machine": (
+        "--output_dir=there --parameters=1 --output_dir=/old",
+        "/old",
+        "there",
+    ),
 }
 
 
@@ -318,6 +324,8 @@ def test_the_launcher_finds_how_a_run_ended(tmp_path, monkeypatch, place, wandb_
         monkeypatch.setenv("WANDB_DIR", str(tmp_path / wandb_dir))
     Path("recipe.yaml").write_text("output_dir: by_recipe\n")
     parameters = {"seed": {"value": 1}}
+    if "again" in place:
+        parameters["parameters"] = {"value": 1}
     if parameter:
         parameters["output_dir"] = {"value": parameter}
     given = Path(wandb_dir or ".") / "wandb" / "sweep-abc" / "config-r1.yaml"

@@ -41,12 +41,13 @@ def epochs_at(server: WandbServer) -> list[int]:
 @pytest.mark.fault("kill -9, then all epochs at W&B")
 def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tmp_path):
     """What W&B's client had not written yet is logged again."""
-    run = start(tmp_path / "my runs", epochs=3)
+    slow = PAUSES["training"]
+    run = start(tmp_path / "my runs", epochs=3, patch=slow)
     run.until_epoch(1)
     run.kill()
-    again = start(tmp_path / "my runs", epochs=3)
+    again = start(tmp_path / "my runs", epochs=3, patch=slow)
     again.until_epoch(2)
-    time.sleep(1.5)  # now it has
+    time.sleep(1.5)  # now it has; the third epoch takes longer
     again.kill()
     again = start(tmp_path / "my runs", epochs=3)
     assert again.wait() == 0, again.text
@@ -63,14 +64,56 @@ def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tm
 def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, interval):
     with WandbServer() as server:
         env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": interval}
-        run = start(tmp_path, epochs=2, env=env)
+        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=env)
         run.until_epoch(1)
-        if interval == "1":
-            time.sleep(2.5)
+        time.sleep(1.5)  # the second epoch takes longer
         run.kill()
+        assert epochs_at(server) == ([1] if interval == "1" else [])
         again = start(tmp_path, epochs=2, env=env)
         assert again.wait() == 0, again.text
         assert epochs_at(server) == [1, 2]
+
+
+def test_what_did_not_arrive_at_the_end_of_a_start_is_sent_by_the_next(start, tmp_path):
+    """As of a preempted run that was killed while it waited for the server."""
+    with WandbServer() as server:
+        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
+        run.until_epoch(1)
+        run.signal(signal.SIGUSR1)
+        assert run.wait() == 143, run.text
+        stored = server.runs["run"]
+        assert epochs_at(server) == [1]
+        stored.history = [row for row in stored.history if "val/acc" not in row]
+        del stored.summary["epoch"]
+        again = start(tmp_path, epochs=2, env=server.env)
+        assert again.wait() == 0, again.text
+        assert epochs_at(server) == [1, 2]
+
+
+def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tmp_path):
+    with WandbServer() as server:
+        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
+        run.until_epoch(1)
+        time.sleep(1.5)  # until it is sent; the second epoch takes longer
+        run.kill()
+        assert epochs_at(server) == [1]
+    again = start(tmp_path, epochs=2)
+    assert again.wait() == 0, again.text
+    rows = [r["history"]["item"] for r in offline_record(again.folder) if r["type"] == "history"]
+    assert [row["epoch"] for row in rows if "val/acc" in row] == [2]
+
+
+def test_an_online_run_names_the_part_that_was_tracked_offline(start, tmp_path):
+    run = start(tmp_path, epochs=2, patch=PAUSES["training"])
+    run.until_epoch(1)
+    run.signal(signal.SIGUSR1)
+    assert run.wait() == 143, run.text
+    (record,) = (run.folder / "wandb").glob("offline-run-*")
+    with WandbServer() as server:
+        again = start(tmp_path, epochs=2, env=server.env)
+        assert again.wait() == 0, again.text
+        assert epochs_at(server) == [2]
+    assert f"tracked offline; hand that over with `wandb sync {record}`" in again.text
 
 
 def test_w_and_b_stop_keeps_the_score(start, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 from conftest import EPOCHS, all_files
+from ending import in_one_line
 from measures import METRICS
 from record import _write_npz
 from runs import (
@@ -376,6 +378,11 @@ learner.Learner.{what} = fail
     assert run.wait() == 1, run.text
     assert "out of memory; try a smaller --batch_size" in run.text
     assert "Traceback" not in run.text
+
+
+def test_who_has_seen_enough_is_told_nothing():
+    with pytest.raises(BrokenPipeError), in_one_line(Path("runs/x")):
+        raise BrokenPipeError
 
 
 def test_evaluate_averages_over_the_mirror_image(zygote, undisturbed, tmp_path):

@@ -300,6 +300,25 @@ def test_a_signal_to_all_while_a_pool_decodes(start, shapes_dir, tmp_path):
     assert "Traceback" not in run.text
 
 
+@pytest.mark.fault("a signal while images are decoded")
+def test_a_stop_of_all_before_a_run_goes_on_leaves_its_summary(start, shapes_dir, tmp_path):
+    patch = "import decode; decode.FEW = 1; decode.CHUNK = 10" + SLOWLY_DECODED
+    shutil.copytree(shapes_dir, tmp_path / "data", ignore=shutil.ignore_patterns(".cache"))
+    (tmp_path / "given.yaml").write_text("max_lr:\n  value: 0.02\n")
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").touch()
+    before = '{"state": "preempted", "epochs": 3, "best_val_acc": 0.5}'
+    (folder / "summary.json").write_text(before)
+    env = {"WANDB_SWEEP_PARAM_PATH": str(tmp_path / "given.yaml")}
+    run = start(tmp_path, patch=patch, data_dir=tmp_path / "data", env=env)
+    run.until((tmp_path / "here").exists)
+    run.signal_group(signal.SIGTERM)
+    assert run.wait() == 0, run.text
+    assert (folder / "summary.json").read_text() == before
+    assert "Traceback" not in run.text
+
+
 @pytest.mark.fault("file system: no locks")
 def test_without_locks_two_build_a_cache_and_neither_spoils_the_others(data_dir, monkeypatch):
     monkeypatch.setattr(locks, "missing", True)
