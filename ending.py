@@ -45,7 +45,7 @@ class Ending:
         self.request: str | None = None
         self._term_at: float | None = None
         self._interrupted_at: float | None = None
-        self.over = False  # the run has ended; who called for it may go on
+        self.over = False  # main has returned: a late Ctrl-C is its caller's
         self._ranks = ranks
         self._parents = parents(2 if ranks.launched else 1)
 

@@ -14,12 +14,13 @@ from cli import Failure, Mistake, say_last
 from config import Config
 from ending import EXIT_CODES, STATES, Ended, Ending, as_failure, to_go_on, workers_may_end
 from ranks import Ranks
-from run_folder import RunFolder, read_summary
+from run_folder import RunFolder, compare_configs, is_in_use, read_config, read_summary
 
 if TYPE_CHECKING:
     from tracking import Tracker
     from training import Training
 
+NOTHING_TO_DO = "{} is finished: nothing to do"
 Epochs = Callable[["Training", "Tracker | None", Callable[[], None]], None]
 
 
@@ -30,6 +31,8 @@ def begin_or_go_on(
     from tracking import Tracker
     from training import prepare
 
+    if not (suggestion.in_sweep() or ranks.several) and is_finished(folder, config):
+        return read_summary(folder)
     tracker = None
 
     def start_tracker() -> Tracker:
@@ -61,7 +64,7 @@ def begin_or_go_on(
             tracker.finish(exit_code=2 if isinstance(problem, Mistake) else 1)
         raise as_failure(problem, folder) from problem
     if ranks.share(state == "finished"):
-        print(f"{folder} is finished: nothing to do")
+        print(NOTHING_TO_DO.format(folder))
         summary = read_summary(folder)
         training.folder.close()
         if tracker:
@@ -71,6 +74,16 @@ def begin_or_go_on(
     if training.record.rows and (state is None or not tracker.offline):
         tracker.catch_up(training.record.rows)
     return carry_out(train_epochs, training, tracker, ending)
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether there is nothing to do, with no look at the data; then that is said."""
+    if read_summary(folder).get("state") != "finished" or is_in_use(folder):
+        return False
+    path = folder / "config.yaml"
+    compare_configs(read_config(path), config, path)
+    print(NOTHING_TO_DO.format(folder))
+    return True
 
 
 def leave_unbegun(

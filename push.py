@@ -56,7 +56,7 @@ def push(handed: Handed, sweep_file: Path, record: Path) -> int:
     if open_:
         print(f"left out until they have ended: {', '.join(open_)}")
     if lost:
-        print(f"left out, as they ended before they began: {', '.join(lost)}")
+        print(f"left out, for want of a config.yaml or a summary.json: {', '.join(lost)}")
     names = [kept.id for kept in ended if not kept.rows]
     if names:
         print(f"ended before an epoch, so not given to the sweep: {', '.join(names)}")

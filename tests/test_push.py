@@ -144,7 +144,7 @@ def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, serv
     assert "moved: has arrived; logged again: the model, the table of mistakes" in text
     assert "3 of 3 ended runs are whole" in text
     assert "left out until they have ended: waiting\n" in text
-    assert "left out, as they ended without a summary: lost" in text
+    assert "left out, for want of a config.yaml or a summary.json: lost" in text
     agent = f"wandb agent {ENTITY}/tinysweep/{sweep.name}"
     assert agent in text
     del server.seen[:]

@@ -150,6 +150,11 @@ def test_a_finished_run_is_left_alone(start, tmp_path):
     assert again.wait() == 0
     assert "is finished: nothing to do" in again.text
     assert stamps(run.folder) == before
+    again = start(tmp_path, epochs=1, data_dir=tmp_path / "nowhere")
+    assert again.wait() == 0, again.text
+    assert stamps(run.folder) == before
+    other = start(tmp_path, epochs=1, max_lr=0.07)
+    assert other.wait() == 2 and "max_lr=0.07" in other.text
     # All epochs done but no summary: only the ending is done again.
     (run.folder / "summary.json").unlink()
     lines = history_lines(run.folder)

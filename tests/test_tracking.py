@@ -60,7 +60,7 @@ def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tm
 
 
 @pytest.mark.fault("kill -9, then all epochs at W&B")
-@pytest.mark.parametrize("interval", ["1", "15"])
+@pytest.mark.parametrize("interval", [pytest.param("1", marks=pytest.mark.slow), "15"])
 def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, interval):
     with WandbServer() as server:
         env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": interval}
@@ -74,6 +74,7 @@ def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, inte
         assert epochs_at(server) == [1, 2]
 
 
+@pytest.mark.slow
 def test_what_did_not_arrive_at_the_end_of_a_start_is_sent_by_the_next(start, tmp_path):
     """As of a preempted run that was killed while it waited for the server."""
     with WandbServer() as server:
@@ -90,6 +91,7 @@ def test_what_did_not_arrive_at_the_end_of_a_start_is_sent_by_the_next(start, tm
         assert epochs_at(server) == [1, 2]
 
 
+@pytest.mark.slow
 def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tmp_path):
     with WandbServer() as server:
         run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
@@ -103,6 +105,7 @@ def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tm
     assert [row["epoch"] for row in rows if "val/acc" in row] == [2]
 
 
+@pytest.mark.slow
 def test_an_online_run_names_the_part_that_was_tracked_offline(start, tmp_path):
     run = start(tmp_path, epochs=2, patch=PAUSES["training"])
     run.until_epoch(1)

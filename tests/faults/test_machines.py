@@ -300,6 +300,7 @@ def test_a_signal_to_all_while_a_pool_decodes(start, shapes_dir, tmp_path):
     assert "Traceback" not in run.text
 
 
+@pytest.mark.slow
 @pytest.mark.fault("a signal while images are decoded")
 def test_a_stop_of_all_before_a_run_goes_on_leaves_its_summary(start, shapes_dir, tmp_path):
     patch = "import decode; decode.FEW = 1; decode.CHUNK = 10" + SLOWLY_DECODED
