@@ -444,6 +444,7 @@ def test_an_agent_that_is_killed_is_started_again_and_its_run_preempted(sweep, s
     assert processes_in(made.folder) == {}
 
 
+@pytest.mark.slow
 def test_the_launcher_counts_a_killed_run_as_a_failure_and_stops(sweep, server, slowly):
     made = sweep(epochs=40)
     launcher = launch(made, "--max-failures", "2")

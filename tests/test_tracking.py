@@ -38,6 +38,7 @@ def epochs_at(server: WandbServer) -> list[int]:
     return sorted(row["epoch"] for row in server.runs["run"].history if "val/acc" in row)
 
 
+@pytest.mark.slow
 @pytest.mark.fault("kill -9, then all epochs at W&B")
 def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tmp_path):
     """What W&B's client had not written yet is logged again."""
