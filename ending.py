@@ -19,7 +19,9 @@ from cli import DISK_FULL, Failure, Mistake, die_of_signal, flush
 from processes import parents
 from ranks import ALONE, Ranks, of_group
 
-NO_MEMORY = ("out of memory", "can't allocate memory")  # as torch says it
+# As torch, CUDA's libraries and cuDNN on a GPU that is nearly full say it.
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
+OF_LOADER = ("DataLoader worker", "Pin memory thread")  # how torch begins of what has ended
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 INSISTS_AFTER_S = 2.0  # between two Ctrl-C
 STATES = {"stop": "stopped", "preempt": "preempted", "interrupt": "interrupted"}
@@ -152,7 +154,7 @@ def workers_may_end(ending: Ending) -> Iterator[None]:
         _forget_workers()
         raise
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith(OF_LOADER):
             raise
         _forget_workers()
         if not ending.settle():
@@ -182,6 +184,10 @@ def in_one_line(run: Path, again: str = "") -> Iterator[None]:
         raise as_failure(error, run, again) from error
 
 
+def is_no_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+
+
 def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
     """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
     if isinstance(error, Failure | Mistake):
@@ -190,11 +196,11 @@ def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
         return of_group(error)
     if isinstance(error, BrokenPipeError):
         return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+    if is_no_memory(error):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
     if isinstance(error, BrokenExecutor):
         return Failure(f"{run}: a process that decodes images was killed; is memory short?")
-    if str(error).startswith("DataLoader worker"):  # it was killed, or cannot hand its batch over
+    if str(error).startswith(OF_LOADER):  # it was killed, or cannot hand its batch over
         reason = str(error).splitlines()[0].rstrip(". ")
         fewer = "fewer --workers take less memory, also of /dev/shm"
         return Failure(f"{run}: {reason}; {fewer}; {again or to_go_on(run)}")

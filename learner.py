@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import compiling
 import cpu
@@ -19,6 +18,7 @@ import model as models
 import norms
 import resolution
 import winograd
+from average import Average
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
@@ -29,18 +29,24 @@ if TYPE_CHECKING:
     from data import Data
 
 WINOGRAD_UP_TO_THREADS = 4  # that share the way to the memory; more have not been measured
-INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.py and data.py
+INIT, EPOCH = 5, 6  # purposes of the dice, beside those of augment.py, loader.py and split.py
 
 
 class Learner:
-    def __init__(self, config: Config, data: "Data", steps_per_epoch: int, ranks: Ranks = ALONE):
+    def __init__(
+        self,
+        config: Config,
+        data: "Data",
+        steps_per_epoch: int,
+        ranks: Ranks = ALONE,
+        trains: bool = True,
+    ):
+        """`trains`: not only measures, so that each batch must be enough for its statistics."""
         self.config, self.ranks = config, ranks
         self.device = find_device(config.device, ranks)
         if self.device.type == "cpu":
             cpu.keep_memory()
             cpu.keep_to_allowed_cores()
-        elif self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # shapes repeat: let it look for the fastest way
         self.amp = wants_amp(config.amp, self.device)
         self.image_size = config.image_size or data.images.shape[1]
         self.stages = resolution.parse(config.resolution_schedule)
@@ -56,17 +62,17 @@ class Learner:
             winograd.replace(self.model)
         if ranks.several:
             images = min(config.batch_size, len(data.train))
-            if images < ranks.world:
+            if trains and images < ranks.world:
                 raise Mistake(f"batches of {images} images are too few for {ranks.world} processes")
             norms.synchronise(self.model)
         for pixels, _ in self.stages:
             models.check_fit(self.model, config.model, pixels)
         # Whether Grad-CAM has a closed form, see localisation.py.
         self.explains = models.try_out(self.model, config.model, self.image_size) is not None
-        if config.batch_size == 1 and not ranks.several:
+        if trains and config.batch_size == 1 and not ranks.several:
             pixels = self.stages[0][0] if self.stages else self.image_size
             models.check_alone(self.model, config.model, pixels)
-        self.average = _average(self.model, config.ema)
+        self.average = Average(self.model, config.ema) if config.ema else None
         self.optimizer = _optimizer(self.model, config)
         total_steps = config.epochs * steps_per_epoch
         self.schedule = create_schedule(self.optimizer, config, total_steps, steps_per_epoch)
@@ -127,8 +133,9 @@ class Learner:
         if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
         # Of the whole batch, so that all decide alike: compiled, sums come in another order.
-        whole = self.compiled is not None and batch.whole == self.config.batch_size
-        forward = self.compiled if whole else self.trained
+        whole = batch.whole == self.config.batch_size
+        forward = self.compiled if whole and self.compiled else self.trained
+        self._search(whole)
         logits = self._run(forward, images, self.training_size).float()[:count]
         loss = self._loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
@@ -153,6 +160,7 @@ class Learner:
     def measure(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """uint8 images -> logits of the evaluated model; the maps before them, if they explain."""
         images = images.to(self.device, non_blocking=True)
+        self._search(len(images) == self.config.batch_size)
         if not self.explains:
             return self._run(self.evaluated, images, self.image_size).float(), None
         maps = self._run(self.evaluated.forward_features, images, self.image_size)
@@ -163,9 +171,17 @@ class Learner:
         """As `measure`, with the logits averaged over each image and its mirror image; the maps
         are the image's own.
         """
+        images = images.to(self.device, non_blocking=True)
         logits, maps = self.measure(images)
         mirrored, _ = self.measure(images.flip(2))
         return (logits + mirrored) / 2, maps
+
+    def _search(self, usual: bool) -> None:
+        """Let cuDNN look for the fastest way for batches of the usual size alone: others come so
+        seldom that the search would cost more than it gains.
+        """
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = usual
 
     def _run(self, forward: Callable, images: torch.Tensor, size: int) -> torch.Tensor:
         """uint8 images on the device, normalised and at `size` pixels, through `forward`."""
@@ -227,6 +243,8 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
             device = torch.device("cuda", ranks.local_rank)
         if device.type == "cuda" and device.index is not None:
             torch.cuda.set_device(device)  # what is asked about "the" GPU is asked about this one
+        if device.type == "meta":
+            raise RuntimeError("it holds no values")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -257,12 +275,6 @@ def wants_winograd(winograd: str, device: torch.device, amp: bool) -> bool:
 
 def seed_torch(*key: int) -> None:
     torch.manual_seed(int(dice.bits(*key)) >> 1)
-
-
-def _average(model: nn.Module, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:

@@ -57,7 +57,7 @@ class Tally:
         """Here the device is waited for, and the other processes are."""
         held, self.held = self.held, []
         rates = [lr for *_, lr in held]
-        rows = [[loss.item(), right.item(), images] for loss, right, images, _ in held]
+        rows = self._fetched(held)
         for (loss, right, images), lr in zip(self.ranks.sums(rows), rates, strict=True):
             self.steps += 1
             value = loss / self.ranks.world
@@ -70,6 +70,16 @@ class Tally:
             self.loss += value * images
             self.right += right
             self.seen += int(images)
+
+    @staticmethod
+    def _fetched(held: list[tuple]) -> list[list[float]]:
+        """All at once: each number that is asked for by itself waits for the device."""
+        import torch
+
+        if not held:
+            return []
+        values = torch.stack([torch.stack((loss, right)) for loss, right, *_ in held]).tolist()
+        return [[*pair, images] for pair, (_, _, images, _) in zip(values, held, strict=True)]
 
     def _last(self) -> str:
         return "none in this epoch" if self.last_loss is None else f"{self.last_loss:.4f}"

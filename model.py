@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from ending import is_no_memory
 
 if TYPE_CHECKING:  # torch and timm take seconds to import: a mistyped name is answered without them
     import torch
@@ -122,13 +123,13 @@ def _evaluating(model: "nn.Module") -> Iterator[None]:
 @contextlib.contextmanager
 def _fitting(name: str, image_size: int) -> Iterator[None]:
     """Mistake for what a model raises of an image's size."""
-    import torch
 
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (AssertionError, RuntimeError, ValueError) as error:
+        if is_no_memory(error):
+            reason = f"model '{name}' at {image_size} px: out of memory"
+            raise cli.Failure(reason) from error
         raise _unfit(name, image_size, error) from error
 
 

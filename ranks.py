@@ -71,6 +71,7 @@ class Ranks:
         import torch.distributed as dist
 
         cuda = torch.cuda.device_count() >= self.local_world  # nccl takes none of them twice
+        os.environ.setdefault("RDMAV_FORK_SAFE", "1")  # loader workers are forked after it begins
         with together():
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
 

@@ -168,7 +168,7 @@ def open_run(
         data = load_data(config)
     if (path / "predictions.npz").is_file():
         read_predictions(path, data)
-    return config, data, Learner(config, data, 1, ranks)
+    return config, data, Learner(config, data, 1, ranks, trains=False)
 
 
 def load_weights(learner: "Learner", path: Path) -> int:

@@ -6,13 +6,14 @@ minutes on 2 cores).
     python train.py --evaluate=runs/ID                         measures a finished run again
     python train.py --find_lr ...                              a range test: suggests a max_lr
 
-    torchrun --nproc_per_node=4 train.py ...                   the same, by four GPUs together
+    torchrun --standalone --nproc_per_node=4 train.py ...      the same, by four GPUs together
 
 Writes `runs/<run_id>/` and a W&B run (offline without a login); `--help` lists every
 hyperparameter. Exit status: 0 done or stopped, 1 failed, 2 a mistake in the call, 143 preempted,
 130 Ctrl-C; after the last two the same call with the run's id goes on.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -24,7 +25,7 @@ import suggestion
 from cli import Mistake
 from config import Config, add_arguments, from_arguments, given
 from ending import STATES, Ending, die_of, in_one_line
-from measures import Evaluation, Tally
+from measures import Diverged, Evaluation, Tally
 from ranks import Ranks, start_processes
 
 if TYPE_CHECKING:
@@ -155,6 +156,10 @@ def one_epoch(
     trained = train_one_epoch(learner, batches, epoch, after_step, title, steps)
     batches = epoch_of(training.val_loader, epoch)
     measured = evaluate(learner, batches, looks_of(training.data), check)
+    if not math.isfinite(measured.loss):  # by the last step of the epoch, whose loss was none yet
+        raise Diverged(
+            f"the validation loss is {measured.loss} after epoch {epoch}; try a lower --max_lr"
+        )
     learner.schedule.step_epoch(measured.loss)
     row = {
         "epoch": epoch,

@@ -1,7 +1,7 @@
 """The loops over batches: they do not wait for a GPU, and hold no more than they must.
 
 The stand-in for a GPU is torch's `meta` device, which has no values: whoever asks for one
-(`.item()`, `.cpu()`, a boolean index) is refused. Not seen: averaged weights, several processes.
+(`.item()`, `.cpu()`, a boolean index) is refused. Not seen: several processes.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import data
 import learner as learners
 import train
 from augment import Augmentation
+from cli import Mistake
 from config import Config
 from loader import epoch_of, train_loader, val_loader
 
@@ -36,24 +37,25 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@pytest.fixture
-def far(shapes_dir, monkeypatch):
+@pytest.fixture(params=[0.0, 0.9], ids=["", "averaged"])
+def far(request, shapes_dir, monkeypatch):
     """A learner on a device without values, and its data."""
     monkeypatch.setattr(learners.models, "try_out", lambda *_: "explains")
     monkeypatch.setattr(learners.Learner, "_autocast", lambda _: contextlib.nullcontext())
     loaded = data.load("shapes", shapes_dir)
     config = Config(
         dataset="shapes",
-        device="meta",
         amp="false",
         compile="false",
         image_size=48,
         label_smoothing=0.1,
         l1=1e-5,
+        ema=request.param,
         cutmix=0.5,
         nesterov=True,
         resolution_schedule="32:0.5",
     )
+    monkeypatch.setattr(learners, "find_device", lambda *_: torch.device("meta"))
     return learners.Learner(config, loaded, 3), loaded
 
 
@@ -105,3 +107,16 @@ def test_measuring_keeps_no_file_of_a_worker_open(shapes_dir):
     train.evaluate(learner, val_loader(loaded, 1, workers=1), train.looks_of(loaded), count)
     assert len(opened) == len(loaded.val) > 30
     assert max(opened) - opened[0] < 10
+
+
+def test_to_measure_any_batch_is_enough(shapes_dir):
+    config = Config(dataset="shapes", image_size=8, batch_size=1, device="cpu")
+    loaded = data.load("shapes", shapes_dir)
+    with pytest.raises(Mistake, match="does not fit images of 8 px"):
+        learners.Learner(config, loaded, 1)
+    learners.Learner(config, loaded, 1, trains=False)
+
+
+def test_a_device_without_values_is_refused():
+    with pytest.raises(Mistake, match="device=meta cannot be used here"):
+        learners.find_device("meta")
