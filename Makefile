@@ -76,4 +76,5 @@ clean: ## remove .venv and caches, never data or runs
 	@touch $@
 
 install = if command -v uv >/dev/null; then uv pip install --quiet --compile-bytecode --python $(PY) $(1); \
-	else $(PY) -m pip install --quiet --disable-pip-version-check $(1); fi
+	else $(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip >/dev/null; \
+	$(PY) -m pip install --quiet --disable-pip-version-check $(1); fi

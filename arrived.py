@@ -14,6 +14,7 @@ from typing import Any
 
 import collection
 import records
+from run_folder import read_arrays
 from tracking import PROJECT
 from wandb_api import TIMEOUT_S, asked, login
 
@@ -71,12 +72,10 @@ def read_run(path: Path) -> Kept | None:
 
 def _is_wrong(path: Path) -> bool:
     """Whether there is a mistake to show."""
-    import numpy as np
-
     if not (path / "predictions.npz").is_file():
         return False
-    with np.load(path / "predictions.npz") as told:
-        return bool((told["true"] != told["predicted"]).any())
+    told = read_arrays(path / "predictions.npz", "true", "predicted")
+    return bool((told["true"] != told["predicted"]).any())
 
 
 def _records(path: Path) -> list[Path]:

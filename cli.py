@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from typing import NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NO_SUCH_PATH = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 SAID_WITHIN_S = 3.0
 
 
@@ -88,9 +89,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except BrokenPipeError:
         _close_output()  # the reader (`| head`) has seen enough
     except OSError as error:
-        if error.errno not in (*DISK_FULL, errno.EACCES, errno.EROFS):
+        if error.errno not in (*DISK_FULL, *NO_SUCH_PATH, errno.EACCES, errno.EROFS):
             raise
-        status = _say(f"{error.filename or 'writing'}: {error.strerror}", 1)
+        status = 2 if error.errno in NO_SUCH_PATH else 1
+        _say(f"{error.filename or 'writing'}: {error.strerror}", status)
     sys.exit(status)
 
 

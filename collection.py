@@ -59,7 +59,7 @@ class PastRun:
 
     @cached_property
     def fingerprint(self) -> str | None:
-        """Of the split: two runs with the same one were validated on the same images."""
+        """Of the split: two runs with the same one had the same images to train and validate."""
         known = self.about.get("split_fingerprint") or self.config.get("split_fingerprint")
         if known is None and self.folder and (self.folder / "predictions.npz").is_file():
             return str(self._arrays("fingerprint")["fingerprint"])
@@ -113,15 +113,21 @@ def read_study(folder: Path) -> PastStudy:
 
 
 def collect(paths: Iterable[Path]) -> list[PastRun]:
-    """All runs in these places, each once; those of a folder in the order of their names."""
+    """All runs in these places, each once; those of a folder in the order of their names. A study
+    knows more of a run than its folder does.
+    """
     runs: dict[Any, PastRun] = {}
     for path in paths:
         if not path.exists():
             raise Mistake(f"{path}: there is no such folder")
-        found = trials_of(path) if is_study(path) else [read_run(one) for one in folders_of(path)]
+        by_study = is_study(path)
+        found = trials_of(path) if by_study else [read_run(one) for one in folders_of(path)]
         if not found:
             raise Mistake(f"{path}: no run, no folder of runs and no study with a trial")
-        runs.update({run.folder or run.run_id: run for run in found})
+        for run in found:
+            key = run.folder or run.run_id
+            if by_study or key not in runs:
+                runs[key] = run
     return list(runs.values())
 
 
@@ -134,18 +140,20 @@ def folders_of(path: Path) -> list[Path]:
 
 
 def trials_of(path: Path) -> list[PastRun]:
-    """A study's runs; a trial that failed before it began has what it was to begin with."""
-    from study import ENDS, load
+    """A study's runs; of one whose folder is not here, what the study has of it."""
+    from study import ENDS
+    from study_folder import load
 
     found, study = [], load(path)
     for one in study.standings():
         run, state = one.job.run.resolve(), "killed" if one.state == "waiting" else one.state
         config = with_defaults({**study.by_command, **one.job.parameters})
-        lost = PastRun(one.job.run_id, None, state, config, [], {})
+        summary = {} if one.value is None else {study.metric: one.value, "epochs": one.epochs}
+        lost = PastRun(one.job.run_id, None, state, config, [], summary)
         past = read_run(run) if is_run(run) else lost
         # A run that was killed could not say how it ended; the study knows.
-        ended = one.state in ENDS and past.state not in ENDS
-        found.append(replace(past, state=state) if ended else past)
+        knows = one.state in (*ENDS, "running") and past.state not in ENDS
+        found.append(replace(past, state=state) if knows else past)
     return found
 
 
@@ -169,13 +177,14 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
 def read_history(run: Path) -> list[dict[str, float]]:
     """The epochs so far."""
     try:
-        with open(run / HISTORY, newline="") as file:
-            rows = list(csv.DictReader(file))
+        file = open(run / HISTORY, newline="", encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return []
     try:
-        return [{key: float(value) for key, value in row.items() if value} for row in rows]
-    except (TypeError, ValueError) as error:
+        with file:
+            rows = csv.DictReader(file)
+            return [{key: float(value) for key, value in row.items() if value} for row in rows]
+    except (TypeError, ValueError, csv.Error) as error:
         raise Mistake(f"{run / HISTORY}: every cell must be a number ({error})") from error
 
 

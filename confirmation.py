@@ -5,6 +5,7 @@ by which a trial won the search is lucky by that very choice.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,14 +27,23 @@ class Confirmed:
     searched: str
     in_search: float
     values: dict[int, float]  # seed -> value
+    failed: int = 0  # seeds, without a value
 
     @property
-    def mean(self) -> float:
-        return statistics.fmean(self.values.values())
+    def mean(self) -> float | None:
+        return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def sd(self) -> float | None:
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        told = f"trial {self.trial}: "
+        if self.values:
+            sd = f" ± {self.sd:.4f}" if self.sd is not None else ""
+            told += f"{self.mean:.4f}{sd}, n = {len(self.values)} "
+        lost = f" {failures(len(self.values), self.failed)}" if self.failed else ""
+        return f"{told}({self.in_search:.4f}){lost}  {self.searched}"
 
 
 class Confirmation:
@@ -77,18 +87,27 @@ class Confirmation:
         self.study.release(job.key)
 
     def results(self) -> list[Confirmed]:
-        """Best first; of the seeds that are done."""
+        """Best first, those of which every seed failed last; of the seeds that are done."""
         found = []
         for one in self.trials:
-            ended = [
-                j for j in self.jobs[one.number] if read_summary(j.run).get("state") in self.over
-            ]
-            reached = {j.parameters["seed"]: self.study.reached(j, "finished") for j in ended}
-            values = {seed: value for seed, value in reached.items() if value is not None}
-            if values:
+            values, failed = {}, 0
+            for job in self.jobs[one.number]:
+                state = read_summary(job.run).get("state")
+                value = self.study.reached(job, "finished") if state in self.over else None
+                if value is not None:
+                    values[job.parameters["seed"]] = value
+                failed += state == "failed" or job.key in self.failed
+            if values or failed:
                 told = " ".join(self.study.told(one.job))
-                found.append(Confirmed(one.job.key, one.job.run_id, told, one.value, values))
-        return sorted(found, key=lambda one: one.mean, reverse=self.study.goal == "maximize")
+                found.append(
+                    Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed)
+                )
+        sign = 1 if self.study.goal == "maximize" else -1
+        return sorted(
+            found,
+            key=lambda one: -math.inf if one.mean is None else sign * one.mean,
+            reverse=True,
+        )
 
 
 def runs_of_seeds(job: Job) -> list[Path]:
@@ -108,25 +127,36 @@ def report(study: Study, confirmation: Confirmation) -> str:
     with writing(study.folder / "confirm.json") as file:
         file.write((json.dumps(told, indent=2) + "\n").encode())
     lines = [f"{study.metric}, mean ± sd over other seeds (in the search):"]
-    for one in results:
-        sd = f" ± {one.sd:.4f}" if one.sd is not None else ""
-        lines.append(
-            f"  trial {one.trial}: {one.mean:.4f}{sd}, n = {len(one.values)} "
-            f"({one.in_search:.4f})  {one.searched}"
-        )
+    lines += [f"  {one}" for one in results]
     return "\n".join([*lines, told["sentence"], f"kept in {study.folder / 'confirm.json'}"])
 
 
+def failures(done: int, failed: int) -> str:
+    return f"{failed} of {done + failed} seeds failed"
+
+
 def verdict(results: Sequence[Confirmed], metric: str) -> str:
-    """Whether the best one's lead over the next is more than what other seeds do."""
+    """Whether the best one's lead over the next is more than what other seeds do, and which
+    trials are less sure than that as seeds of theirs failed.
+    """
+    lost = [
+        f"of trial {one.trial} {failures(len(one.values), one.failed)}"
+        for one in results
+        if one.failed
+    ]
+    return "; ".join([_lead([one for one in results if one.values], metric), *lost])
+
+
+def _lead(results: Sequence[Confirmed], metric: str) -> str:
     if len(results) < 2:
-        return "one trial alone leads nobody" if results else "no seed is done"
+        return "one trial alone leads nobody" if results else "no seed has a value"
     first, second = results[:2]
     lead = abs(first.mean - second.mean)
     what = f"the lead of trial {first.trial} over trial {second.trial}, {lead:.4f} in {metric},"
     counts = sorted({len(one.values) for one in (first, second)}, reverse=True)
     if min(counts) < 2:
-        return f"{what} cannot be told from noise by one seed; give --seeds 3 or more"
+        more = "more --seeds" if first.failed or second.failed else "--seeds 3 or more"
+        return f"{what} cannot be told from noise by one seed; give {more}"
     if not (first.sd or second.sd):
         return f"{what} stands beside seeds that are all alike: {min(counts)} do not show the noise"
     p = chance(list(first.values.values()), list(second.values.values()))

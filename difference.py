@@ -37,11 +37,11 @@ class Difference:
 
 
 def compare(a: PastRun, b: PastRun) -> Difference:
-    """A Mistake where the two were not measured on the same images."""
+    """A Mistake where the two were not trained and measured on the same images."""
     one, two = (predictions_of(run) for run in (a, b))
     if str(one["fingerprint"]) != str(two["fingerprint"]):
         raise Mistake(
-            f"{a.run_id} and {b.run_id} are measured on different images (splits "
+            f"{a.run_id} and {b.run_id} have different images to train or to validate (splits "
             f"{str(one['fingerprint'])[:8]} and {str(two['fingerprint'])[:8]}): compare runs with "
             "the same data, split and split_seed"
         )

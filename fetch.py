@@ -6,28 +6,23 @@ appears in one rename: it is whole, or it is not there.
 """
 
 import contextlib
-import errno
 import hashlib
 import http.client
 import os
 import re
-import shutil
-import stat
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 import locks
-from cli import DISK_FULL, Failure, Mistake
-from layout import make_data_dir
+from archive import ANOTHER, room, unpack
+from cli import Failure, Mistake
+from layout import FOLDER, make_data_dir
 
-NAME = "tiny-imagenet-200"
 OFFICIAL_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 OFFICIAL_BYTES = 248_100_043
 OFFICIAL_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -36,12 +31,6 @@ TRIES = 5  # connections in a row that bring nothing new, before giving up
 TIMEOUT_SECONDS = 30.0  # a connection that is silent for so long counts as broken
 PAUSE_SECONDS = 0.5  # after a connection that brought something; doubles with each that did not
 CHUNK_BYTES = 1 << 20
-MAX_UNPACKED_BYTES = 4 << 30  # the real one has a quarter of a GB: more is a zip bomb
-MAX_RATIO = 100  # unpacked / packed; JPEGs hardly shrink
-DISK_BLOCK_BYTES = 4096  # the least that a small file takes
-# What zipfile raises on damaged archives.
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError)
-ANOTHER = "take another address with --url=… or a local file with --zip=…"
 
 
 class Broken(Exception):
@@ -58,20 +47,20 @@ def fetch_tiny_imagenet(
 
     `md5=None` takes any archive of the right layout. `zip_file` is only read, never changed.
     """
-    target = data_dir / NAME
+    target = data_dir / FOLDER
     if _is_there(target):
         return target
     md5 = _checked(url, zip_file, md5)
-    with _folder(data_dir), _locked(data_dir / f".{NAME}.lock"):
+    with _folder(data_dir), _locked(data_dir / f".{FOLDER}.lock"):
         if _is_there(target):  # the process that we waited for has fetched it
             return target
         if zip_file:
-            _unpack(zip_file, target, str(zip_file))
+            unpack(zip_file, target, str(zip_file))
         else:
-            part = data_dir / f"{NAME}.zip.part"
+            part = data_dir / f"{FOLDER}.zip.part"
             _download(url, part, md5)
             try:
-                _unpack(part, target, url)
+                unpack(part, target, url)
             except Mistake:
                 part.unlink()  # a bad archive would be found bad for ever
                 raise
@@ -239,7 +228,7 @@ def _append(response: http.client.HTTPResponse, part: Path, have: int, total: in
     size = {"total": total, "initial": have, "unit": "B", "unit_scale": True, "unit_divisor": 1024}
     with (
         tqdm(desc=part.name, leave=False, disable=None, **size) as bar,
-        _room(part.parent, (total or have) - have),
+        room(part.parent, (total or have) - have),
         part.open("ab" if have else "wb") as file,
     ):
         while total is None or have < total:
@@ -253,91 +242,3 @@ def _append(response: http.client.HTTPResponse, part: Path, have: int, total: in
             bar.update(len(chunk))
     if total and have < total:
         raise Broken("the connection ended early")
-
-
-@contextlib.contextmanager
-def _room(folder: Path, need: int) -> Iterator[None]:
-    """Fail in one line where the disk is too full for `need` bytes, at once or on the way."""
-    try:
-        if shutil.disk_usage(folder).free < need:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        what = f"needed {need:,} bytes, {shutil.disk_usage(folder).free:,} are free"
-        hint = "make room or choose another --data_dir, and run the same command again"
-        raise Failure(f"{folder}: {error.strerror}: {what}; {hint}") from error
-
-
-def _unpack(path: Path, target: Path, source: str) -> None:
-    """Unpack the archive beside `target`, then rename; `source` is its name in messages."""
-    temporary = target.with_name(f".{NAME}.unpacking")
-    if temporary.exists():  # as we hold the lock, of a process that was killed
-        shutil.rmtree(temporary)
-    try:
-        archive = zipfile.ZipFile(path)
-    except DAMAGE as error:
-        raise Mistake(f"{source}: not a whole zip file ({error}); {ANOTHER}") from error
-    with archive:
-        members = _members(archive.infolist(), path.stat().st_size, source)
-        blocks = sum(-(-info.file_size // DISK_BLOCK_BYTES) for info in members.values())
-        try:
-            with _room(target.parent, blocks * DISK_BLOCK_BYTES):
-                temporary.mkdir()
-                for name, info in tqdm(members.items(), "unpacking", unit=" files", disable=None):
-                    _extract(archive, info, temporary / name, source)
-                os.rename(temporary, target)
-        finally:  # after Ctrl-C, too
-            if temporary.exists():
-                shutil.rmtree(temporary)
-
-
-def _members(infos: list[zipfile.ZipInfo], size: int, source: str) -> dict[str, zipfile.ZipInfo]:
-    """The files to unpack, by their path in the data set; a Mistake if anything is odd."""
-    names, files = set(), {}
-    for info in infos:
-        name = info.filename.rstrip("/")
-        if problem := "is there twice" if name in names else _oddity(info, size):
-            raise Mistake(f"{source}: refused, as {info.filename!r} {problem}; {ANOTHER}")
-        names.add(name)
-        if not info.is_dir():
-            files[name] = info
-    total = sum(info.file_size for info in infos)
-    if total > min(MAX_UNPACKED_BYTES, MAX_RATIO * size):
-        raise Mistake(f"{source}: refused, as it unpacks to {total:,} bytes; {ANOTHER}")
-    top = f"{NAME}/" if f"{NAME}/wnids.txt" in files else ""
-    if f"{top}wnids.txt" not in files or not all(name.startswith(top) for name in files):
-        raise Mistake(f"{source}: not Tiny ImageNet ({NAME}/wnids.txt, all beside it); {ANOTHER}")
-    return {name.removeprefix(top): info for name, info in files.items()}
-
-
-def _oddity(info: zipfile.ZipInfo, size: int) -> str:
-    """Why this member must not be unpacked; empty if it may."""
-    name = info.orig_filename  # zipfile cuts the other one at a zero byte
-    parts = name.removesuffix("/").split("/")
-    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 from systems that do not say
-    if len(name.encode()) > 255 or any(part in ("", ".", "..") for part in parts):
-        return "is no plain path inside the archive"  # "" at the start: an absolute one
-    if re.search(r"[\\:\0]", name):
-        return "is a Windows path, or none at all"
-    if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
-        return "is a link or a special file"
-    if info.flag_bits & 1:
-        return "is encrypted"
-    if not 0 <= info.header_offset < size:
-        return "lies outside the file"
-    unusual = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    return "is compressed in an unusual way" if unusual else ""
-
-
-def _extract(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, source: str) -> None:
-    """Write one member; zipfile compares its checksum and stops at its declared size."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with archive.open(info) as packed, path.open("xb") as file:
-            shutil.copyfileobj(packed, file)
-            if file.tell() != info.file_size:
-                raise EOFError(f"{file.tell():,} of {info.file_size:,} bytes")
-    except (*DAMAGE, FileExistsError, NotADirectoryError) as error:  # a file that is a folder, too
-        raise Mistake(f"{source}: {info.filename!r} is damaged ({error}); {ANOTHER}") from error

@@ -9,7 +9,8 @@ from confirmation import Confirmation, report, runs_of_seeds
 from driver import Driver, Search
 from ending import die_of
 from standings import Board, best_of, console, sentence, table
-from study import ENDS, create, folder_of, load
+from study import ENDS
+from study_folder import create, folder_of, load
 
 
 def run(options, sweep: dict, count: int | None) -> int:
@@ -60,7 +61,7 @@ def confirm(options) -> int:
     driver = Driver(study, confirmation, None, slots, options.max_failures, board)
     status = drive(driver, board)
     print(report(study, confirmation))
-    return status or int(not confirmation.results())
+    return status or int(not any(one.values for one in confirmation.results()))
 
 
 def push(options) -> int:

@@ -141,7 +141,9 @@
   function pin(run) {
     state.pinned = state.pinned === run ? null : run;
     for (const row of document.querySelectorAll("tr[data-run]")) {
-      row.classList.toggle("pinned", row.dataset.run === state.pinned);
+      const pinned = row.dataset.run === state.pinned;
+      row.classList.toggle("pinned", pinned);
+      row.querySelector("button")?.setAttribute("aria-pressed", pinned);
     }
     repaint();
   }

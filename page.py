@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli import Mistake
+
 HERE = Path(__file__).parent
 VOID = ("br", "img", "input", "meta")
 # Neither valid in HTML nor of any use: control characters, and halves of a character.
@@ -159,7 +161,8 @@ def table(
     scroller = tag("div", made, class_="scroller", tabindex="0", role="region", aria_label=caption)
     if not filtered:
         return scroller
-    box = tag("input", type="search", placeholder=filtered, aria_label="filter", spellcheck="false")
+    box = tag("input", type="search", placeholder=filtered, aria_label="filter", spellcheck="false",
+              autocomplete="off")  # fmt: skip
     bar = tag("div", box, tag("output", f"{len(rows)} of {len(rows)}"), class_="filter")
     return tag("div", bar, scroller, class_="filtered")
 
@@ -205,11 +208,14 @@ def picture(source: Path | bytes, alt: str, caption: Any = "", least: int = 0) -
     from PIL import Image
 
     content = source if isinstance(source, bytes) else source.read_bytes()
-    with Image.open(io.BytesIO(content)) as opened:
-        width, height = opened.size
-        kind = opened.format.lower()
-        if kind not in ("jpeg", "png", "webp") or len(content) > PICTURE_BYTES:
-            content, kind = _jpeg(opened), "jpeg"
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            width, height = opened.size
+            kind = opened.format.lower()
+            if kind not in ("jpeg", "png", "webp") or len(content) > PICTURE_BYTES:
+                content, kind = _jpeg(opened), "jpeg"
+    except (OSError, SyntaxError) as error:  # as pillow has it for a PNG
+        raise Mistake(f"{source}: cannot be read as a picture; remove it") from error
     address = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
     shown = tag(
         "img",

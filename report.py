@@ -19,6 +19,7 @@ import argparse
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cli
@@ -53,6 +54,13 @@ def make(
     return page.document(title, lead, [one for one in sections if one])
 
 
+def check_output(output: Path) -> Path:
+    """A mistake that would be a pity after the work."""
+    if output.is_dir():
+        raise Mistake(f"-o {output}: cannot be written (it is a folder)")
+    return output
+
+
 def write(html: str, output: Path) -> None:
     """Whole or not at all; says where it is."""
     from run_folder import writing
@@ -60,7 +68,7 @@ def write(html: str, output: Path) -> None:
     try:
         with writing(output) as file:
             file.write(html.encode("utf-8", "replace"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise Mistake(f"-o {output}: cannot be written ({error.strerror})") from error
     print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
@@ -109,6 +117,7 @@ def diff(arguments: list[str]) -> int:
     """Two runs, image by image."""
     from config import add_looks, given
     from report_diff import diff_page
+    from report_findings import names_of
 
     parser = cli.Parser(
         prog="python report.py diff",
@@ -121,10 +130,13 @@ def diff(arguments: list[str]) -> int:
     )
     add_looks(parser)
     options = parser.parse_args(arguments)
+    output = check_output(options.output)
     runs = [one_run(path) for path in (options.run_a, options.run_b)]
+    # Two of the same id in different folders are to be told apart.
+    runs = [replace(run, run_id=name) for run, name in zip(runs, names_of(runs), strict=True)]
     html, said = diff_page(*runs, given(options))
     print(said)
-    write(html, options.output)
+    write(html, output)
     return 0
 
 
@@ -139,12 +151,13 @@ def main(arguments: list[str]) -> int:
         return diff(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "report.py", *arguments])
+    output = check_output(options.output or Path("report.html"))
     if options.workspace and not options.wandb:
         raise Mistake("--workspace is a view at W&B: give --wandb ENTITY/PROJECT as well")
     if options.wandb is not None:
         return at_wandb(options, command)
     paths = options.paths or [Path("runs")]
-    write_page(collect(paths), read_studies(paths), command, options.output or Path("report.html"))
+    write_page(collect(paths), read_studies(paths), command, output)
     return 0
 
 

@@ -32,8 +32,8 @@ from report_sections import machine
 PAIRS = 15  # of classes, most confused
 ENDS = 10  # best and worst classes in the table, where there are many
 SHEET_PX = 760  # of a picture with text in it: below that it scrolls by itself
-# What a run's command may leave out: it says where, not what.
-WHERE = ("data_dir", "output_dir", "resume", "mistakes", "workers", "device")
+# What a run's command may leave out: where it was, and how it was shown.
+WHERE = ("output_dir", "resume", "mistakes", "workers", "device")
 
 
 def mistakes(findings: Findings) -> Section | None:
@@ -43,15 +43,16 @@ def mistakes(findings: Findings) -> Section | None:
     parts = []
     if sheet:
         told = (
-            "Three pictures a mistake: the image, then where the model saw the class that it "
-            "named, then where it saw the right one (Grad-CAM, red is most; the box is the "
-            "object). Half of them are the most confident mistakes, half a random sample."
+            "A mistake: the image, then, of a model that has maps, where it saw the class that it "
+            "named and where it saw the right one (Grad-CAM, red is most). A box is the object. "
+            "Half of them are the most confident mistakes, half a random sample."
         )
         parts += [_wrong(run), picture(sheet, "mistakes of the best run", told, SHEET_PX)]
     if panel:
         told = (
             "Validation images that were fixed before training, one a class as far as it goes: "
-            "the image with its box, the map of the true class, the map of the predicted one."
+            "the image, with the object's box where one is known, the map of the true class, the "
+            "map of the predicted one."
         )
         parts.append(picture(panel, "Grad-CAM of the best run", told, SHEET_PX))
     title = f"What {findings.best.name} gets wrong"
@@ -159,7 +160,7 @@ def localisation(findings: Findings) -> Section | None:
     images = best.at_best("val/cam_images")
     on = f" on {images:,.0f} validation images with a box" if images else ""
     told = (
-        f"Grad-CAM of the true class{on}, at epoch {best.epoch}. Where objects are large or "
+        f"Grad-CAM of the true class{on}, {best.when}. Where objects are large or "
         "central a high number alone says little: read it against the baseline, which needs no "
         "model."
     )
@@ -175,7 +176,11 @@ def _looks(findings: Findings) -> Html | None:
     made = [
         chart(_look(findings, entries, f"val/cam_{key}"), caption, wide=False)
         for key, caption in (
-            ("energy", "A point a run; dashed: the baseline. Above it, the map is on the object."),
+            (
+                "energy",
+                "A point a run; dashed: the baseline of the best run. Above it, the map is "
+                "on the object.",
+            ),
             ("pointing", "The same for the peak of the map; dashed: the image's centre."),
         )
     ]
@@ -272,7 +277,7 @@ def _made_of(best: Entry, last: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def command_of(run: PastRun) -> str:
-    """`train.py` with every key of the config that is not the default; where is left out."""
+    """`train.py` with every key of the config that is not the default, but WHERE."""
     from config import FIELDS
 
     told = ["python", "train.py"]

@@ -11,7 +11,17 @@ from typing import Any
 
 from collection import PastRun
 from difference import LIKELY, mcnemar, same_images
-from report_findings import ACCURACY, SHARES, SILENT, Entry, Findings, count, known_as, shown
+from report_findings import (
+    ACCURACY,
+    FAILED,
+    SHARES,
+    SILENT,
+    Entry,
+    Findings,
+    count,
+    known_as,
+    shown,
+)
 
 NOISE = 2.0  # standard errors
 MANY = 10_000  # images, from which on a second decimal of a percentage says something
@@ -34,45 +44,70 @@ class Certainty:
 
 def certainty(findings: Findings) -> Certainty:
     """Of the best run's value; there must be one."""
-    best = findings.best
-    images = images_of(best.run)
-    found = _by_confirmation(findings) or _by_seeds(findings) or _by_images(findings, images)
-    told = [*found.sentences, _luck(findings), _lead(findings)]
+    found = _by_confirmation(findings) or _by_seeds(findings) or _by_images(findings)
+    told = [*found.sentences, *_others_confirmed(findings), _luck(findings), _lead(findings)]
     return replace(found, sentences=[sentence for sentence in told if sentence])
 
 
 def _by_confirmation(findings: Findings) -> Certainty | None:
-    """What `sweep.py confirm` found: the best run again, or the best of those that were."""
-    mine = findings.best.run.run_id
-    told = [
-        study.confirmed
-        for study in findings.studies
-        if study.confirmed.get("trials")
-        and known_as(study.confirmed.get("metric")) == findings.metric
-    ]
-    told.sort(key=lambda one: all(trial.get("run_id") != mine for trial in one["trials"]))
-    for confirmed in told:  # its own study first
-        trials = confirmed["trials"]
-        own = [one for one in trials if one.get("run_id") == mine]
-        one = (own or trials)[0]
-        of = "It" if own else f"Of the trials that were run again, {one['run_id']} is the best: it"
-        words = _mean(findings.metric, list(one["values"].values()))
-        verdict = str(confirmed.get("sentence", "")).strip()
-        verdict = f"{verdict[:1].upper()}{verdict[1:]}." if verdict else ""
-        sentence = f"{of} was trained again with {words}. {verdict}".strip()
-        if own and trials[0] is not one:
-            mean = shown(findings.metric, trials[0]["mean"])
-            sentence += f" {trials[0]['run_id']} did better there: mean {mean}."
-        others = count(len(one["values"]), "other seed")
-        return Certainty(one.get("sd") if own else None, others, [sentence], one.get("mean"))
+    """The best run again, by `sweep.py confirm`; None where no other seed of it has a value."""
+    for confirmed in _confirmed(findings):
+        best, own = confirmed["trials"][0], _own(findings, confirmed)
+        if own is None or not own["values"]:
+            continue
+        sentence = f"It was trained again with {_mean(findings.metric, own)}. {_verdict(confirmed)}"
+        if own is not best:
+            mean = shown(findings.metric, best["mean"])
+            sentence += f" {best['run_id']} did better there: mean {mean}."
+        others = count(len(own["values"]), "other seed")
+        return Certainty(own.get("sd"), others, [sentence.strip()], own.get("mean"))
     return None
+
+
+def _others_confirmed(findings: Findings) -> list[str]:
+    """What was run again where it is not the best run, or the best run failed."""
+    told = []
+    for confirmed in _confirmed(findings):
+        best, own = confirmed["trials"][0], _own(findings, confirmed)
+        if own and own["values"]:
+            return []
+        if own:
+            others = count(own["failed"], "other seed")
+            told.append(f"It was trained again with {others}, and failed.")
+        if best["values"]:
+            words = f"it was trained again with {_mean(findings.metric, best)}"
+            who = f"Of the trials of {confirmed['study']} that were run again, {best['run_id']}"
+            told.append(f"{who} is the best: {words}. {_verdict(confirmed)}".strip())
+    return told
+
+
+def _confirmed(findings: Findings) -> list[dict[str, Any]]:
+    """What `sweep.py confirm` found of runs that can be compared with the best one."""
+    there = {one.run.run_id for one in findings.main}
+    found = []
+    for study in findings.studies:
+        told = study.confirmed
+        trials = [one for one in told.get("trials", ()) if one.get("run_id") in there]
+        if trials and known_as(told.get("metric")) == findings.metric:
+            found.append({**told, "trials": trials, "study": study.name})
+    return found
+
+
+def _own(findings: Findings, confirmed: dict[str, Any]) -> dict[str, Any] | None:
+    mine = findings.best.run.run_id
+    return next((one for one in confirmed["trials"] if one["run_id"] == mine), None)
+
+
+def _verdict(confirmed: dict[str, Any]) -> str:
+    told = str(confirmed.get("sentence", "")).strip()
+    return f"{told[:1].upper()}{told[1:]}." if told else ""
 
 
 def _by_seeds(findings: Findings) -> Certainty | None:
     values = seeds(findings.best, findings.main)
     if len(values) < 2:
         return None
-    words = _mean(findings.metric, values)
+    words = _seeds(findings.metric, values, failed_seeds(findings.best, findings.main))
     text = (
         f"The same config was trained with {words}; the number above is the best of them. The "
         "spread between seeds is the noise that a difference between two runs has to exceed."
@@ -81,15 +116,19 @@ def _by_seeds(findings: Findings) -> Certainty | None:
     return Certainty(statistics.stdev(values), f"{len(values)} seeds", [text], mean)
 
 
-def _mean(metric: str, values: list[float]) -> str:
+def _mean(metric: str, trial: dict[str, Any]) -> str:
+    return _seeds(metric, list(trial["values"].values()), trial.get("failed", 0))
+
+
+def _seeds(metric: str, values: list[float], failed: int) -> str:
     told = f"{count(len(values), 'seed')}: mean {shown(metric, statistics.fmean(values))}"
     if len(values) > 1:
         told += f" ± {points(metric, statistics.stdev(values))} (standard deviation)"
-    return told
+    return f"{told}; {count(failed, 'other seed')} failed" if failed else told
 
 
-def _by_images(findings: Findings, images: int | None) -> Certainty:
-    best, metric = findings.best, findings.metric
+def _by_images(findings: Findings) -> Certainty:
+    best, metric, images = findings.best, findings.metric, images_of(findings.best.run)
     once = (
         "No other seed of this config is finished here, so how much of it is the luck of the seed "
         "is not known"
@@ -165,6 +204,14 @@ def seeds(best: Entry, entries: Iterable[Entry]) -> list[float]:
         if there and _but_seed(one.run.config) == wanted:
             found.setdefault(one.run.config.get("seed"), one.value)
     return list(found.values())
+
+
+def failed_seeds(best: Entry, entries: Iterable[Entry]) -> int:
+    """Those of its config that have no run which finished."""
+    wanted = _but_seed(best.run.config)
+    alike = [one.run for one in entries if _but_seed(one.run.config) == wanted]
+    done = {run.config.get("seed") for run in alike if run.state not in FAILED}
+    return len({run.config.get("seed") for run in alike if run.state in FAILED} - done)
 
 
 def _but_seed(config: dict[str, Any]) -> dict[str, str]:

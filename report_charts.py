@@ -170,14 +170,22 @@ def scatter(
     layout: Figure,
     told: Callable[[Entry], str],
 ) -> Figure:
-    """A point a run; failed ones as a cross, those that go on as a ring."""
+    """A point a run; failed ones as a cross, those that go on as a ring. One that ended before its
+    last epoch says so.
+    """
+
+    def words(one: Entry) -> str:
+        state = one.run.state
+        early = "" if state == "finished" else f"<br>{plain(state)}, epoch {one.epochs}"
+        return f"<b>{plain(short(one.name, 60))}</b><br>{told(one)}{early}"
+
     there = [one for one in entries if x(one) is not None and y(one) is not None]
     points = {
         "type": "scatter",
         "mode": "markers",
         "x": [x(one) for one in there],
         "y": [_rounded(y(one)) for one in there],
-        "text": [f"<b>{plain(short(one.name, 60))}</b><br>{told(one)}" for one in there],
+        "text": [words(one) for one in there],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": {
             "color": [colour(findings, one) for one in there],

@@ -6,9 +6,10 @@ from typing import Any
 
 from PIL import Image
 
-from cli import Mistake
+from cli import Failure, Mistake
 from collection import PastRun
 from difference import LIKELY, TILE, Difference, Shown, compare, gallery, why_no_gallery
+from ending import in_one_line
 from page import (
     Cell,
     Column,
@@ -95,9 +96,11 @@ def _classes(run: PastRun, found: Difference) -> Html:
 def _galleries(a: PastRun, b: PastRun, found: Difference, given: dict[str, Any]) -> list[Section]:
     why = why_no_gallery((a, b), given)
     try:
-        drawn = None if why else gallery(a, b, (found.fixed, found.broken), given)
-    except Mistake as mistake:  # other data, a damaged checkpoint: the counts do not need them
-        why, drawn = str(mistake), None
+        with in_one_line(b.folder, "the page needs no pictures"):
+            drawn = None if why else gallery(a, b, (found.fixed, found.broken), given)
+    # Other data, a damaged checkpoint, too little memory: the counts do not need them.
+    except (Mistake, Failure) as error:
+        why, drawn = str(error), None
     if drawn is None:
         return [Section("images", "The images", notice(f"No pictures: {why}."), "Images")]
     fixed, broken = drawn
@@ -114,14 +117,15 @@ def _galleries(a: PastRun, b: PastRun, found: Difference, given: dict[str, Any])
 def _gallery(a: PastRun, b: PastRun, shown: Sequence[Shown], of: int, which: str) -> Html:
     if not shown:
         return tag("p", "No image.")
-    intro = (
-        f"{len(shown)} of {of:,}, those that {which}: the image, where {a.run_id} looked for what "
-        f"it took it for, and where {b.run_id} did. The box is the object's."
-    )
+    _, *maps = shown[0].pictures
+    looked = [f"where {run.run_id} looked" for run, heat in zip((a, b), maps, strict=True) if heat]
+    parts = ", then ".join(["the image", *looked])
+    ends = " for what it took it for. A" if looked else ". A"
+    intro = f"{len(shown)} of {of:,}, those that {which}: {parts}{ends} box is the object's."
     cards = [
         picture(
             _side_by_side(one.pictures),
-            f"{one.true}: the image and the two maps",
+            f"{one.true}: {parts}",
             join([tag("b", one.true), f": {one.taken_for[0]} → {one.taken_for[1]}"]),
         )
         for one in shown

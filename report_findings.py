@@ -1,7 +1,7 @@
 """What a report knows about runs: pure functions over what the runs have left.
 
-`Findings.of(runs)` puts the runs in order, sets those apart that were validated on other images,
-and names the best one.
+`Findings.of(runs)` puts the runs in order, sets those apart that had other images, and names the
+best one.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Entry:
     run: PastRun
     value: float | None  # the metric at its best
     epoch: int | None  # of it
-    group: int  # of the data it was validated on; 0 is the one that the charts show
+    group: int  # of the data it had; 0 is the one that the charts show
 
     @property
     def ranked(self) -> bool:
@@ -46,6 +46,11 @@ class Entry:
         """The history at its best epoch."""
         rows = (row for row in self.run.rows if row.get("epoch") == self.epoch)
         return next(rows, {} if self.epoch or self.value is None else self.run.summary)
+
+    @property
+    def when(self) -> str:
+        """Of what `at_best` tells."""
+        return "at the end" if self.epoch is None else f"at epoch {self.epoch}"
 
     def at_best(self, key: str) -> float | None:
         return finite(self.row.get(key))
@@ -72,7 +77,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Data:
-    """What runs must share to be compared: the images that they were validated on."""
+    """What runs must share to be compared: the images that they trained and validated on."""
 
     dataset: str
     fingerprint: str | None
@@ -163,7 +168,11 @@ def known_as(metric: str | None) -> str | None:
 
 def reached(run: PastRun, metric: str, goal: str) -> tuple[int | None, float | None]:
     """The best epoch and its value; the summary's value where no epoch has the metric."""
-    return run.best(metric, goal) or (None, finite(run.summary.get(metric)))
+    if told := run.best(metric, goal):
+        return told
+    keys = ("best_val_acc", metric) if metric == ACCURACY else (metric,)
+    values = (finite(run.summary.get(key)) for key in keys)
+    return None, next((value for value in values if value is not None), None)
 
 
 def finite(value: Any) -> float | None:
@@ -195,7 +204,7 @@ def names_of(runs: Sequence[PastRun]) -> list[str]:
 
 
 def group(runs: Sequence[PastRun]) -> tuple[list[Data], list[int]]:
-    """The different data, and which of them each run was validated on. A run that ended too early
+    """The different data, and which of them each run had. A run that ended too early
     to know its split has that of the others with the same keys, where it is a single one.
     """
     known: dict[tuple, set[Data]] = {}

@@ -42,11 +42,11 @@ def _columns(findings: Findings) -> list[tuple[Column, Shows]]:
     title = "accuracy" if metric == ACCURACY else metric
     hint = f"{metric} at its best epoch"
     made: list[tuple[Column, Shows]] = [
-        (Column("run", "run", numeric=False), lambda one: Cell(tag("bdi", one.name), one.name)),
+        (Column("run", "run", numeric=False), _run),
         (Column(title, title, hint), lambda one: Cell(shown(metric, one.value, digits), one.value)),
     ]
     if len(findings.groups) > 1:
-        hint = "runs with different letters were validated on different images"
+        hint = "runs with different letters trained or validated on different images"
         column = Column("data", "data", hint, numeric=False)
         made.insert(1, (column, lambda one: Cell(letter(one.group), letter(one.group))))
     made += [(Column(key, key, numeric=_is_number(findings, key)), _shows(key))
@@ -59,13 +59,19 @@ def _columns(findings: Findings) -> list[tuple[Column, Shows]]:
         _at_best("loss", "val/loss", lambda value: f"{value:.3f}"),
         _at_best("energy lift", "val/cam_energy_lift", signed),
         _at_best("pointing lift", "val/cam_pointing_lift", signed),
-        (Column("epochs", "epochs"), _epochs),
+        (Column("done", "done", "whole epochs, of those that were wanted"), _epochs),
         (Column("time", "time", "seconds of all epochs, for the filter"),
          lambda one: Cell(duration(one.seconds), one.seconds)),
         (Column("images/s", "speed", "training, the median of the epochs"), _speed),
         (Column("state", "state", numeric=False), _state),
     ]  # fmt: skip
     return made
+
+
+def _run(one: Entry) -> Cell:
+    """A click anywhere in the row follows the run; its name does so from the keyboard, too."""
+    name = tag("button", tag("bdi", one.name), type="button", aria_pressed="false")
+    return Cell(name, one.name)
 
 
 def _speed(one: Entry) -> Cell:

@@ -26,7 +26,7 @@ def parallel(findings: Findings, scales: Sequence[Scale]) -> Figure:
             low, high = -0.4, len(scale.values) - 0.6
         width = (high - low) or 1.0
         places.append([round((value - low) / width, 4) for value in column])
-        labels += _labels(number, scale, low, width)
+        labels += _labels(number, scale, low, high)
     data = [
         _through(findings, entry, [column[i] for column in places], axes)
         for i, entry in enumerate(entries)
@@ -66,19 +66,19 @@ def _through(findings: Findings, entry: Entry, y: list[float], axes: Sequence[tu
     }
 
 
-def _labels(number: int, scale: Scale, low: float, width: float) -> list[Figure]:
+def _labels(number: int, scale: Scale, low: float, high: float) -> list[Figure]:
     """The name above an axis, and its numbers to the left of it."""
     if scale.kind == "category":
         marks = [(place, short(value, 12)) for place, value in enumerate(scale.values)]
         marks = marks[:: max(1, math.ceil(len(marks) / 12))]
     elif scale.kind == "log":
-        found = ticks("log", 10**low, 10 ** (low + width))
+        found = ticks("log", 10**low, 10**high)
         marks = [(math.log10(value), f"{value:.3g}") for value in found]
     else:
-        found = ticks("linear", low, low + width)
+        found = ticks("linear", low, high)
         share = scale.key in SHARES
         marks = [(value, f"{100 * value:.4g}%" if share else f"{value:.4g}") for value in found]
-    plainly = {"x": number, "showarrow": False}
+    plainly, width = {"x": number, "showarrow": False}, (high - low) or 1.0
     made = [
         {**plainly, "y": round((place - low) / width, 4), "text": plain(text), "xanchor": "right",
          "xshift": -6, "font": {"size": 11.5, "color": "$soft"}, "bgcolor": "$paper",

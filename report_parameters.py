@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from report_findings import GOING_ON, Entry, Findings, finite, word
+from report_findings import GOING_ON, Entry, Findings, count, finite, word
 
 # Runs, below which nothing is said: on a known function of three parameters (one matters much, one
 # a little, one not at all; noise of a point) the trees named the first one in 60% of 40 searches
@@ -76,6 +76,13 @@ def scales(findings: Findings) -> list[Scale]:
 def counted(findings: Findings) -> list[Entry]:
     """The runs by which the parameters are judged: those that ended with a value."""
     return [one for one in findings.ranked if one.run.state not in GOING_ON]
+
+
+def told_of_counted(findings: Findings) -> str:
+    """`30 runs (20 stopped early)`."""
+    entries = counted(findings)
+    early = sum(one.run.state != "finished" for one in entries)
+    return count(len(entries), "run") + (f" ({early} stopped early)" if early else "")
 
 
 def importance(findings: Findings) -> dict[str, float] | None:

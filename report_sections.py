@@ -24,7 +24,7 @@ from report_findings import (
 )
 from report_leaderboard import digits_of, letter
 from report_parallel import parallel
-from report_parameters import ENOUGH, counted, importance, scales, without
+from report_parameters import ENOUGH, importance, scales, told_of_counted, without
 
 ENDED = ("finished", "stopped")  # as they should
 QUARTER = 8  # runs, from which on the best quarter of them says something
@@ -80,7 +80,7 @@ def _facts(best: Entry) -> list[tuple[str, Any, Any]]:
     lift = best.at_best("val/cam_energy_lift")
     told = [
         ("Last epoch", shown(ACCURACY, best.last), f"accuracy after {count(best.epochs, 'epoch')}"),
-        ("Loss", shown("val/loss", best.at_best("val/loss")), f"validation, epoch {best.epoch}"),
+        ("Loss", shown("val/loss", best.at_best("val/loss")), f"validation, {best.when}"),
         ("Looked at the object", lift if lift is None else f"{100 * lift:+.1f}",
          "points of the map's energy inside the box, above a map that looks everywhere"),
         ("Training", duration(best.seconds), _speed(best)),
@@ -116,11 +116,12 @@ def _other_data(findings: Findings) -> list[Any]:
     for place, data in enumerate(findings.groups):
         where = "in the headline and in the charts" if place == 0 else "in the leaderboard only"
         parts.append(tag("li", f"{letter(place)}: {data}, {count(sizes[place], 'run')}, {where}"))
-    text = "They were validated on different images, and so may differ by these alone:"
+    text = "They trained or validated on different images, and so may differ by these alone:"
     return [join([*lines, text, tag("ul", *parts)])]
 
 
 def what_is_not_over(findings: Findings) -> str:
+    """What the states of the runs mean for their numbers."""
     states = [one.run.state for one in findings.entries]
     failed = sum(state in FAILED for state in states)
     going = sum(state in GOING_ON for state in states)
@@ -133,6 +134,11 @@ def what_is_not_over(findings: Findings) -> str:
     if early:
         many = ", ".join(f"{number} {state}" for state, number in early.items())
         told.append(f"{count(early.total(), 'run')} ended early ({many})")
+    stopped = states.count("stopped")
+    if stopped:
+        many = f"{stopped} of {count(len(states), 'run')}"
+        told.append(f"{many} stopped before the last epoch, as the search or somebody wanted; "
+                    "what they had by then counts")  # fmt: skip
     return f"{'; '.join(told)}." if told else ""
 
 
@@ -172,11 +178,11 @@ def _best_in(findings: Findings, text: str) -> Html:
 
 
 def _importance(findings: Findings) -> Html:
-    ended = len(counted(findings))
+    judged = told_of_counted(findings)
     found = importance(findings)
     if not found:
         text = (
-            f"{count(ended, 'run')} do not tell which parameter matters most: Optuna's importance "
+            f"{judged} do not tell which parameter matters most: Optuna's importance "
             f"is shown from {ENOUGH} runs on. In a trial on a function that we know, it named the "
             f"right parameter in 60% of cases with 4 runs, in 93% with 10.{without(findings)}"
         )
@@ -185,7 +191,7 @@ def _importance(findings: Findings) -> Html:
     told = [f"{value:.0%}" for value in values]
     caption = (
         f"How the effect on {charts.name_of(findings.metric)} that Optuna's fANOVA finds in "
-        f"{count(ended, 'run')} is divided between the parameters. The shares add up to 100% also "
+        f"{judged} is divided between the parameters. The shares add up to 100% also "
         f"where the differences are noise. The direction is in the charts below.{without(findings)}"
     )
     return chart(charts.bars(words, values, told, share=True), caption)

@@ -10,7 +10,7 @@ import report_charts as charts
 import report_sections as sections
 from report_certainty import MANY, certainty, images_of
 from report_findings import Findings, count, duration, shown, word
-from report_parameters import ENOUGH, counted, importance, scales, without
+from report_parameters import ENOUGH, importance, scales, told_of_counted, without
 
 
 def headline(findings: Findings) -> list[str]:
@@ -39,7 +39,7 @@ def notices(findings: Findings) -> list[str]:
     if others:
         told.append(
             f"Not all of these runs can be compared: {count(others, 'run')} of "
-            f"{len(findings.entries)} had other validation images than the rest "
+            f"{len(findings.entries)} had other images than the rest "
             f"({findings.groups[0]}). The panels show all of them, the text compares only those "
             "with the same images."
         )
@@ -57,18 +57,18 @@ def search(findings: Findings) -> list[str]:
 
 def _importance(findings: Findings) -> str:
     found = importance(findings)
-    ended = count(len(counted(findings)), "run")
+    judged = told_of_counted(findings)
     if not found:
         return (
-            f"{ended} do not tell which parameter matters most: Optuna's importance stands here "
+            f"{judged} do not tell which parameter matters most: Optuna's importance stands here "
             f"from {ENOUGH} on. W&B's panel shows a number for any; do not trust it before."
             f"{without(findings)}"
         )
     shares = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
     return (
         f"How the effect on {charts.name_of(findings.metric)} is divided between the parameters: "
-        f"{shares} (Optuna's fANOVA, {ended}; the panel has W&B's own estimate). The shares add up "
-        f"to 100% also where the differences are noise.{without(findings)}"
+        f"{shares} (Optuna's fANOVA, {judged}; the panel has W&B's own estimate). The shares add "
+        f"up to 100% also where the differences are noise.{without(findings)}"
     )
 
 
@@ -96,7 +96,7 @@ def localisation(findings: Findings) -> list[str]:
                 f"lift of {100 * lift:+.1f} points."
             )
     if told:
-        told.insert(0, f"Grad-CAM of the true class, {best.name} at epoch {best.epoch}:")
+        told.insert(0, f"Grad-CAM of the true class, {best.name} {best.when}:")
     return [" ".join(told)] if told else []
 
 

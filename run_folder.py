@@ -198,10 +198,15 @@ def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
 
 def is_in_use(run: Path) -> bool:
     """Whether a process works on this run; also one on another machine, where flock reaches."""
+    return is_locked(run / ".lock")
+
+
+def is_locked(path: Path, tries: int = 1) -> bool:
     try:
-        with open(run / ".lock", "r+") as lock:
-            return not locks.take(lock, tries=1)
-    except OSError:  # there is none, or it may only be read
+        # To lock a file that may only be read works, but not over NFS.
+        with open(path, "r+" if os.access(path, os.W_OK) else "r") as lock:
+            return not locks.take(lock, tries)
+    except OSError:  # there is none
         return False
 
 

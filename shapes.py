@@ -206,6 +206,8 @@ def write_shapes(
     for name, count in (("train_per_class", train_per_class), ("val_per_class", val_per_class)):
         if count < 1:
             raise Mistake(f"{name}={count}: give at least 1 image a class")
+    if not 0 <= seed < 2**31:
+        raise Mistake(f"seed={seed}: must be at least 0 and below 2^31")
     root = Path(root).resolve()
     wanted = {
         "version": VERSION,

@@ -26,18 +26,13 @@ import yaml
 
 import locks
 import sweep_file
-from cli import Mistake
-from collection import best, is_study, read_history
+from collection import best, read_history
 from config import FIELDS, Config, to_dict
-from journal import open_journal
-from run_folder import is_in_use, read_summary, writing
+from run_folder import is_in_use, is_locked, read_summary
 from sweep_parameters import distribution
 from tracking import PROJECT
 from trial import Job
 
-# What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
-# change between two calls.
-FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
 ENDS = ("finished", "stopped", "failed")
 
 
@@ -159,13 +154,7 @@ class Study:
         self.claims.pop(key).close()
 
     def _is_claimed(self, key: str) -> bool:
-        try:
-            if not self.claim(key):
-                return True
-        except OSError:  # a folder that we may only read: nothing is known
-            return True
-        self.release(key)
-        return False
+        return key in self.claims or is_locked(self.trials / f"{key}.lock", locks.TRIES)
 
     def job(self, number: int, given: dict[str, Any]) -> Job:
         """A trial by what the journal has of it."""
@@ -308,64 +297,6 @@ class Study:
         return Standing(trial.number, job, state, made.epochs, value, (), made.seconds)
 
 
-def folder_of(sweep: dict[str, Any], file: Path) -> Path:
-    """`sweeps/<name>`, where no other is given."""
-    return Path("sweeps") / plain(str(sweep.get("name") or file.stem))
-
-
 def plain(name: str) -> str:
     """What a run's id may have of a name."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-._")[:60] or "sweep"
-
-
-def create(folder: Path, sweep: dict[str, Any]) -> Study:
-    """The study in `folder`, made where there is none; a Mistake where it is of another sweep."""
-    try:
-        (folder / "trials").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise Mistake(f"--dir {folder}: a part of it is a file") from error
-    except OSError as error:
-        raise Mistake(f"--dir {folder}: {error.strerror}") from error
-    with open(folder / ".lock", "a") as file:
-        locks.wait_for(file)
-        kept = folder / "sweep.yaml"
-        before = sweep_file.read(kept) if kept.is_file() else None
-        if before:
-            _compare(before, sweep, folder)
-        study = _open(folder, sweep)
-        _compare_command(study.by_command, sweep_file.of_command(sweep.get("command")), folder)
-        for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
-            if not path.is_file() or (path == kept and before != sweep):
-                with writing(path) as opened:
-                    opened.write(yaml.safe_dump(content, sort_keys=False).encode())
-    return study
-
-
-def load(folder: Path) -> Study:
-    if not is_study(folder) or not (folder / "sweep.yaml").is_file():
-        raise Mistake(f"{folder} is no study: `python sweep.py run FILE --dir {folder}` makes one")
-    return _open(folder, sweep_file.read(folder / "sweep.yaml"))
-
-
-def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> None:
-    for key in FIXED:
-        if before.get(key) != sweep.get(key):
-            raise Mistake(
-                f"{folder} is a study with another `{key}`; give another --dir (or another `name`)"
-            )
-
-
-def _compare_command(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    for key in sorted({*before, *now}):
-        if before.get(key) != now.get(key):
-            raise Mistake(
-                f"{folder} began with {key}={before.get(key)} by its command, and it is now "
-                f"{now.get(key)} (another recipe?); give another --dir (or another `name`)"
-            )
-
-
-def _open(folder: Path, sweep: dict[str, Any]) -> Study:
-    optuna_study, storage = open_journal(
-        folder / "study.journal", sweep["metric"].get("goal", "minimize")
-    )
-    return Study(folder, sweep, optuna_study.user_attrs["token"], optuna_study, storage)

@@ -169,7 +169,7 @@ def _add_offline(commands) -> None:
 
 def _add_for_study(commands, name: str, text: str, command: Callable) -> cli.Parser:
     parser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("dir", type=Path, metavar="DIR")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the study's folder: sweeps/NAME")
     parser.set_defaults(command=command)
     return parser
 

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch.utils.data import DataLoader
 
+import cli
 import data
 from bench.plain import BATCH, RECIPE, plain_loader, some_of
 from loader import epoch_of, to_input, train_loader
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(lambda _: main())

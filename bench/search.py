@@ -29,6 +29,7 @@ import numpy as np
 import optuna
 from tqdm import tqdm
 
+import cli
 import hyperband
 import search
 from bench import engine
@@ -338,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(lambda _: main())

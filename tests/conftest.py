@@ -12,11 +12,16 @@ import pytest
 from PIL import Image
 
 pytest_plugins = ["ledger"]
+pytest.register_assert_rewrite("runs", "sweeps", "studies", "archives", "browser")
 
 # The tests take all cores by themselves; threads of each would only fight.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Bits are compared, which a GPU does not repeat.
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# No test heeds whose W&B this is.
+for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[name]
+# Bits are compared, which a GPU does not repeat. Where it is there, a few tests are for it.
+if "TINYSWEEP_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 REPO = Path(__file__).parent.parent
 WNIDS = ("n00000003", "n00000001", "n00000002")  # not sorted, like the real one
@@ -146,3 +151,62 @@ def undisturbed(start, tmp_path_factory) -> Path:
     run = start(tmp_path_factory.mktemp("undisturbed"), workers=2)
     assert run.wait() == 0, run.text
     return run.folder
+
+
+@pytest.fixture
+def server():
+    """W&B's, as far as the client needs it."""
+    from wandb_server import WandbServer
+
+    with WandbServer() as started:
+        yield started
+        assert started.unknown == []
+
+
+@pytest.fixture
+def sweep(tmp_path, server, shapes_dir):
+    """Make sweeps on the server."""
+    from sweeps import Sweep
+
+    made = []
+
+    def make(**changed) -> Sweep:
+        made.append(Sweep(tmp_path, server, changed.pop("data_dir", shapes_dir), **changed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.fixture
+def slowly(tmp_path, monkeypatch):
+    """Every train.py that starts from here on rests in each step, and leaves a file `slow/<run id>`
+    with the time at which the first request reached it (`sitecustomize` is Python's).
+    """
+    from sweeps import SLOW_STEPS, SLOWLY
+
+    (tmp_path / "slow").mkdir()
+    code = SLOWLY.replace("SECONDS", SLOW_STEPS)
+    (tmp_path / "slow" / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "slow"))
+
+
+@pytest.fixture
+def offline(tmp_path):
+    """Make sweeps without a server."""
+    from procs import kill_all
+    from studies import Offline
+
+    made = []
+
+    def make(**changed) -> Offline:
+        made.append(Offline(tmp_path, **changed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for driver in one.drivers:
+            driver.kill()
+            driver.wait()
+        kill_all(one.processes())

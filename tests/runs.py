@@ -16,6 +16,7 @@ import torch
 from conftest import REPO
 
 TIMEOUT_S = 40
+IMPORTS_S = 300
 FAST = {  # W&B's waiting times, turned down
     "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1",
     "WANDB_SILENT": "true",
@@ -100,6 +101,28 @@ training.Training.end = slow
 }
 
 
+# A run that says by a file that it comes to one of the Tracker's methods, for the first time.
+ANNOUNCED = """
+import pathlib, tracking
+def announced(name):
+    real = getattr(tracking.Tracker, name)
+    def call(self, *arguments, **named):
+        (pathlib.Path(os.environ["HOME"]) / "here").touch()
+        import time; time.sleep(0.5)
+        return real(self, *arguments, **named)
+    setattr(tracking.Tracker, name, announced_once(call, real))
+def announced_once(call, real):
+    state = []
+    def either(self, *arguments, **named):
+        if state:
+            return real(self, *arguments, **named)
+        state.append(1)
+        return call(self, *arguments, **named)
+    return either
+announced("WHERE")
+"""
+
+
 class Zygote:
     """The process that forks the runs."""
 
@@ -113,13 +136,17 @@ class Zygote:
         )
         self.pids: queue.Queue[int] = queue.Queue()
         self.exits: dict[int, int] = {}
+        self.ready = threading.Event()
         threading.Thread(target=self._listen, daemon=True).start()
+        assert self.ready.wait(IMPORTS_S), "the process that forks the runs did not come up"
 
     def _listen(self) -> None:
         for line in self.process.stdout:
             word, *numbers = line.split()
             if word == "pid":
                 self.pids.put(int(numbers[0]))
+            elif word == "ready":
+                self.ready.set()
             elif word == "exit":
                 self.exits[int(numbers[0])] = int(numbers[1])
 
@@ -152,10 +179,9 @@ class Run:
         base.mkdir(parents=True, exist_ok=True)
         self.output.unlink(missing_ok=True)
         home = {"HOME": str(base)}
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         chosen = [f"--output_dir={base / 'runs'}", f"--run_id={run_id}"] if run_id else []
         chosen += arguments
-        self.pid = zygote.start(chosen, {**clean, **home, **FAST, **env}, self.output, patch)
+        self.pid = zygote.start(chosen, {**os.environ, **home, **FAST, **env}, self.output, patch)
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -173,6 +199,11 @@ class Run:
         while not happened():
             assert time.monotonic() < deadline, f"timeout; so far:\n{self.text}"
             time.sleep(0.01)
+
+    def until_here(self) -> None:
+        """Where one of the PAUSES is, or ANNOUNCED."""
+        here = self.output.parent / "here"
+        self.until(lambda: here.exists() or self.ended)
 
     def until_epoch(self, epoch: int) -> None:
         self.until(lambda: len(history_lines(self.folder)) > epoch or self.ended)
@@ -234,6 +265,12 @@ def assert_same_bits(one: Path, two: Path) -> None:
             )
             assert same, f"{name}: {key} differs"
     assert history(one) == history(two)
+
+
+def exit_code(folder: Path) -> int:
+    """What a run told W&B of its end, offline."""
+    (end,) = (record["exit"] for record in offline_record(folder) if record["type"] == "exit")
+    return end.get("exit_code", 0)
 
 
 def offline_record(folder: Path) -> list[dict]:

@@ -35,9 +35,10 @@ def main() -> int:
         return 2
     tell("begin", run, began)
     (run / "summary.json").unlink(missing_ok=True)
-    if given.get("split_seed") == 13:
-        print("error: split_seed 13 brings bad luck", file=sys.stderr)
-        return 1
+    for key in ("seed", "split_seed"):
+        if given.get(key) == 13:
+            print(f"error: {key} 13 brings bad luck", file=sys.stderr)
+            return 1
     rows = list(csv.DictReader(open(run / "history.csv"))) if (run / "history.csv").exists() else []
     while len(rows) < given["epochs"]:
         time.sleep(EPOCH_S)

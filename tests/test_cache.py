@@ -75,18 +75,24 @@ def start_loading(data_dir: Path, before: str = "") -> subprocess.Popen:
 
 
 def test_of_two_processes_one_builds_and_the_other_waits(data_dir):
-    # The builder announces itself by a file, then takes a second for its work.
+    # Each announces itself by a file, and the builder waits for the others, then half a second.
+    notes = data_dir.parent / "notes"
+    notes.mkdir()
     slow = (
-        "import data, time; real = data._decode_layout\n"
+        "import data, os, sys, time; from pathlib import Path\n"
+        f"real, notes = data._decode_layout, Path({str(notes)!r})\n"
         "def build(*a):\n"
-        "    open(a[1].parent.parent / f'built-{time.time()}', 'w'); time.sleep(1)\n"
+        "    (notes / f'built-{os.getpid()}').touch()\n"
+        "    while len(list(notes.glob('came-*'))) < 3: time.sleep(0.01)\n"
+        "    time.sleep(0.5)\n"
         "    return real(*a)\n"
         "data._decode_layout = build\n"
+        "(notes / f'came-{os.getpid()}').touch()\n"
     )
     processes = [start_loading(data_dir, slow) for _ in range(3)]
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], errors
-    assert len(list((data_dir / ".cache").glob("built-*"))) == 1
+    assert len(list(notes.glob("built-*"))) == 1
     assert sum("waiting for another process" in error for error in errors) == 2
 
 

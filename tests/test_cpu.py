@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+@pytest.mark.skipif(
+    HUGE.is_file() and "[always]" in HUGE.read_text(), reason="huge pages: too few to count"
+)
 def test_memory_is_kept():
     def faults(keep: bool) -> int:
         command = [sys.executable, "-c", FAULTS.format(keep=keep)]
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults(keep=False) > 100_000  # 148,480 pages
+    assert faults(keep=False) > 25_000  # 148,480 pages of 4 kB
     assert faults(keep=True) < 1_000

@@ -154,7 +154,7 @@ def test_compiled_the_gradients_are_the_same(tmp_path):
     torch.multiprocessing.spawn(one_of_two_compiled, (2, tmp_path), 2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="its kernels are others: needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and TINYSWEEP_TEST_GPU=1")
 @pytest.mark.parametrize("name", CASES)
 def test_on_a_gpu(name, tmp_path):
     case = CASES[name]

@@ -1,7 +1,6 @@
 """Sweeps without a server: the driver with a stand-in for train.py, and once with the real one."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -12,122 +11,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from procs import kill_all
+from studies import TIMEOUT_S
 
-import study
 from conftest import REPO, assert_mistake, run
 from runs import history_lines, offline_record, summary
+from study_folder import create
 
-STUB = REPO / "tests" / "stub.py"
-TIMEOUT_S = 90
 HOME = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40}  # which no trial must heed
-
-
-class Offline:
-    """`python sweep.py run` in a folder of its own."""
-
-    def __init__(self, folder: Path, **changed):
-        self.folder, self.dir, self.drivers = folder, folder / "sweeps" / "s", []
-        sweep = {
-            "program": str(STUB),
-            "name": "s",
-            "method": "random",
-            "metric": {"name": "val/acc", "goal": "maximize"},
-            "parameters": {
-                "max_lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 10.0},
-                "aug_strength": {"min": 0.0, "max": 2.0},
-                "epochs": {"value": 4},
-            },
-        }
-        for key, value in changed.items():
-            sweep[key] = {**sweep[key], **value} if key == "parameters" else value
-        (folder / "s.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
-
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen:
-        log = open(self.folder / f"driver{len(self.drivers)}.txt", "w")
-        driver = subprocess.Popen(
-            [sys.executable, REPO / "sweep.py", *(arguments or ("run", "s.yaml"))],
-            cwd=self.folder,
-            env={**os.environ, **env},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        self.drivers.append(driver)
-        return driver
-
-    def run(self, *arguments: str, **env: str) -> str:
-        """To its end; what it printed."""
-        driver = self.start("run", "s.yaml", *arguments, **env)
-        assert driver.wait(TIMEOUT_S) == 0, self.text()
-        return self.text()
-
-    def text(self, number: int = -1) -> str:
-        return (self.folder / f"driver{number % len(self.drivers)}.txt").read_text()
-
-    def until(self, happened) -> None:
-        deadline = time.monotonic() + TIMEOUT_S
-        while not happened():
-            assert time.monotonic() < deadline, self.text()
-            time.sleep(0.02)
-
-    def journal(self) -> dict[int, dict]:
-        """The trials by their numbers, read from the file itself: parameters, values, ends."""
-        trials: dict[int, dict] = {}
-        for line in (self.dir / "study.journal").read_text().splitlines():
-            told = json.loads(line)
-            if told["op_code"] == 4:
-                trials[len(trials)] = {"told": []}
-            elif "trial_id" in told:
-                trial = trials[told["trial_id"]]
-                trial |= told.get("user_attr", {})
-                if told["op_code"] == 6 and told["state"] != 0:
-                    trial["told"].append(told["values"])
-        return trials
-
-    def starts(self) -> list[list[str]]:
-        path = self.folder / "starts.txt"
-        return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-    def runs(self) -> list[Path]:
-        return sorted((self.folder / "runs").glob("*-*"))
-
-    def rows(self) -> list[int]:
-        """How many epochs each run has."""
-        return [len(history_lines(run)) - 1 for run in self.runs()]
-
-    def processes(self) -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                here = (path / "cwd").resolve() == self.folder.resolve()
-                if here and b"stub.py" in (path / "cmdline").read_bytes():
-                    found.append(int(path.name))
-            except OSError:  # it has ended
-                continue
-        return found
-
-
-@pytest.fixture
-def offline(tmp_path):
-    made = []
-
-    def make(**changed) -> Offline:
-        made.append(Offline(tmp_path, **changed))
-        return made[-1]
-
-    yield make
-    for one in made:
-        for driver in one.drivers:
-            driver.kill()
-            driver.wait()
-        for pid in one.processes():
-            os.kill(pid, signal.SIGKILL)
 
 
 def test_runs_counts_in_all_and_shows_how_it_stands(offline):
     made = offline(metric={"name": "val/acc", "goal": "maximize", "impute": "latest"})
     assert "trial 002 finished" in made.run("--count", "3", "--workers", "2")
-    assert "nothing" not in made.run("--count", "3")
+    made.run("--count", "3")
     assert len(made.starts()) == 6  # three begins, three ends: the second call began none
     told = made.run("--count", "5", "--workers", "2")
     assert "5 of 5 trials: 5 finished" in told
@@ -184,8 +81,7 @@ def test_killed_at_random_moments_nothing_is_lost_or_counted_twice(offline, whom
             driver.kill()
             driver.wait()
         if whom != "driver":
-            for pid in made.processes():
-                os.kill(pid, signal.SIGKILL)
+            kill_all(made.processes())
             time.sleep(0.3)
         if whom == "trials":
             driver.terminate()
@@ -303,7 +199,11 @@ def test_the_next_trial_begins_within_a_second(offline):
 def test_confirm_tells_whether_the_lead_is_noise(offline):
     made = offline(
         method="grid",
-        parameters={"max_lr": {"values": [0.1, 0.11, 1.0]}, "aug_strength": {"value": 1.0}},
+        parameters={
+            "max_lr": {"values": [0.1, 0.11, 1.0]},
+            "aug_strength": {"value": 1.0},
+            "seed": {"value": 11},  # of the others, 12 to 14, one fails
+        },
     )
     made.run(STUB_EPOCH_S="0.02")
     driver = made.start("confirm", str(made.dir), "--top", "3", "--workers", "2")
@@ -314,13 +214,15 @@ def test_confirm_tells_whether_the_lead_is_noise(offline):
     )
     kept = json.loads((made.dir / "confirm.json").read_text())
     seeds = [sorted(trial["values"]) for trial in kept["trials"]]
-    assert seeds == [["1", "2", "3"]] * 3
-    assert kept["trials"][0]["mean"] == pytest.approx(0.925 + 0.002)
-    assert kept["trials"][0]["sd"] == pytest.approx(0.001)
+    assert seeds == [["12", "14"]] * 3
+    assert [trial["failed"] for trial in kept["trials"]] == [1] * 3
+    assert "; of trial 000 1 of 3 seeds failed; of trial 001" in kept["sentence"]
+    assert kept["trials"][0]["mean"] == pytest.approx(0.925 + 0.013)
+    assert kept["trials"][0]["sd"] == pytest.approx(0.001 * 2**0.5)
     begun = len(made.starts())
     again = made.start("confirm", str(made.dir), "--top", "3")
     assert again.wait(TIMEOUT_S) == 0
-    assert len(made.starts()) == begun  # all is done
+    assert len(made.starts()) == begun + 3  # those that failed are tried again, the rest is done
     assert len(made.journal()) == 3  # no trials of the search
 
 
@@ -358,7 +260,7 @@ def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
 )
 def test_where_the_runs_go(tmp_path, offline, command, parameters, expected):
     made = offline(command=command)
-    found = study.create(tmp_path / "s", yaml.safe_load((made.folder / "s.yaml").read_text()))
+    found = create(tmp_path / "s", yaml.safe_load((made.folder / "s.yaml").read_text()))
     assert found.output_dir(parameters) == Path(expected)
 
 

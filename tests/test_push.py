@@ -7,30 +7,25 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from test_sweep_online import assert_whole
-from wandb_server import ENTITY, WandbServer
+from sweeps import assert_whole
+from wandb_server import ENTITY, LOGIN_MISTAKES, WandbServer
 
+import sweep_file
 from conftest import REPO, all_files
 from runs import PAUSES, Run, history, summary
+from study import End
+from study_folder import create
 
 OFFLINE = {"WANDB_MODE": "offline", "WANDB_PROJECT": "tinysweep", "WANDB_RUN_GROUP": "study"}
 HEADER = b":W&B\xe1\xbe\x00"  # all that is left of a run that was killed at its start
 CALL = """
-import arrived, push
-from pathlib import Path
+import arrived, sweep
 arrived.GRACE_S = 2
-runs, place = [Path(path) for path in {runs}], Path({folder!r})
-trials = [path for path in runs if "-seed" not in path.name]
-seeds = [path for path in runs if path not in trials]
-ended = [path for path in trials if path.name == "lost"]
-handed = push.Handed("study", trials, ended, seeds)
-call = lambda _: push.push(handed, place / "sweep.yaml", place / "pushed.json")
-train.command = call
+train.command = lambda _: sweep.main(["push", {!r}])
 """
 IMPATIENT = "arrived.TIMEOUT_S = 2"
 FEW_TRIES = {  # where the server goes away
@@ -38,14 +33,6 @@ FEW_TRIES = {  # where the server goes away
     for what in ("GRAPHQL", "FILE_STREAM", "FILE_TRANSFER")
     for key in ("MAX", "WAIT_MIN_SECONDS", "WAIT_MAX_SECONDS")
 }
-CHANGES = ("Upsert", "Create", "Commit")  # how the names of operations begin that are no questions
-
-
-@pytest.fixture
-def server():
-    with WandbServer() as started:
-        yield started
-        assert started.unknown == []
 
 
 @pytest.fixture(scope="module")
@@ -71,22 +58,31 @@ def study(tmp_path, zygote, server, made):
 
 
 class Study:
-    """Copies of the runs that were made, to be pushed."""
+    """A study whose trials are copies of the runs that were made, to be pushed."""
 
     def __init__(self, folder: Path, zygote, server: WandbServer, made: dict[str, Path]):
         self.folder, self.zygote, self.server, self.made = folder, zygote, server, made
-        shutil.copy(REPO / "sweep.yaml", folder)
-        self.runs: list[Path] = []
+        self.kept = create(folder / "study", sweep_file.read(REPO / "sweep.yaml"))
 
     def add(self, name: str) -> Path:
         path = self.folder / "runs" / name
         shutil.copytree(self.made[name], path, symlinks=True)
-        self.runs.append(path)
+        if not name.endswith("-seed1"):  # of `confirm`, known by its name
+            self.is_trial(path)
         return path
 
+    def is_trial(self, path: Path, state: str | None = None) -> None:
+        """`state`: as the study says that it ended."""
+        parameters = {"max_lr": 0.1, "aug_strength": 1.0, "epochs": 2}
+        job = {"run_id": path.name, "run": str(path), "parameters": parameters}
+        self.kept.optuna.ask().set_user_attr("job", job)
+        if state:
+            job = self.kept.jobs()[-1]
+            assert self.kept.claim(job.key)
+            self.kept.ended(job, End(state, None, 0))
+
     def start(self, patch: str = "", **env: str) -> Run:
-        runs = [str(path) for path in self.runs]
-        code = CALL.format(runs=runs, folder=str(self.folder)) + patch
+        code = CALL.format(str(self.folder / "study")) + patch
         env = {**self.server.env, **env}
         run = Run(self.zygote, self.folder, run_id="", patch=code, **env)
         run.timeout_s = 100
@@ -116,10 +112,6 @@ class Study:
             assert run.files[str(path).split("/files/")[1]] == path.read_bytes()
 
 
-def changes(server: WandbServer) -> list[str]:
-    return [name for name in server.seen if name.startswith(CHANGES)]
-
-
 def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, server):
     whole, moved = study.add("whole"), study.add("moved")
     assert len(list(moved.glob("wandb/offline-run-*"))) == 2
@@ -127,11 +119,11 @@ def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, serv
     killed.mkdir()
     (killed / "run-whole.wandb").write_bytes(HEADER)
     shutil.copytree(whole, study.folder / "runs" / "waiting")
-    study.runs.append(study.folder / "runs" / "waiting")
+    study.is_trial(study.folder / "runs" / "waiting")
     study.state("waiting", state="preempted")
     study.add("whole-seed1")
     (study.folder / "runs" / "lost").mkdir()
-    study.runs.append(study.folder / "runs" / "lost")
+    study.is_trial(study.folder / "runs" / "lost", "failed")
     status, text = study.push(WANDB_MODE="offline", WANDB_RUN_ID="other", WANDB_SWEEP_ID="other")
     assert status == 0, text
     study.assert_whole("whole")
@@ -151,21 +143,13 @@ def test_all_arrives_also_what_a_moved_folder_lost_and_nothing_twice(study, serv
     status, text = study.push()
     assert status == 0
     assert agent in text
-    assert changes(server) == []
+    assert server.changes() == []
     assert len(server.sweeps) == 1
 
 
-MISTAKES = {
-    "no login": ({"WANDB_API_KEY": ""}, 2, "wandb login"),
-    "a wrong key": ({"WANDB_API_KEY": "1" * 40}, 2, "refuses the login"),
-    "a key of no valid form": ({"WANDB_API_KEY": "secret"}, 2, "refuses the login"),
-    "a dead server": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, 1, "cannot be reached"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("mistake", LOGIN_MISTAKES)
 def test_a_push_that_cannot_begin_changes_nothing(study, server, mistake):
-    env, status, words = MISTAKES[mistake]
+    env, status, words = LOGIN_MISTAKES[mistake]
     study.add("whole")
     before = all_files(study.folder / "runs")
     told, text = study.push(IMPATIENT if status == 1 else "", **env)
@@ -174,22 +158,8 @@ def test_a_push_that_cannot_begin_changes_nothing(study, server, mistake):
     assert words in text
     assert not env.get("WANDB_API_KEY") or env["WANDB_API_KEY"] not in text
     assert all_files(study.folder / "runs") == before
-    assert not (study.folder / "pushed.json").exists()
-    assert changes(server) == []
-
-
-def interrupt(server: WandbServer, operation: str, is_done: bool, act: Callable[[], None]) -> None:
-    """`act` when this operation is asked for the first time; it is not answered."""
-    real = getattr(server, operation)
-
-    def once(*asked):
-        setattr(server, operation, real)
-        if is_done:
-            real(*asked)
-        act()
-        raise ConnectionError
-
-    setattr(server, operation, once)
+    assert not (study.folder / "study" / "pushed.json").exists()
+    assert server.changes() == []
 
 
 PLACES = [  # an operation of the server, whether it is done before all breaks off
@@ -217,7 +187,7 @@ def assert_pushed(study, server, name: str) -> None:
 def test_the_server_goes_away_and_push_is_called_again(study, server, operation, is_done):
     name = "moved" if operation == "artifact_type" else "whole"
     study.add(name)
-    interrupt(server, operation, is_done, lambda: server.go_away(3600))
+    server.interrupt(operation, is_done, lambda: server.go_away(3600))
     status, text = study.push(IMPATIENT, **FEW_TRIES)
     assert status == 1, text
     assert "Traceback" not in text
@@ -232,7 +202,7 @@ def test_push_is_killed_and_called_again(study, server, operation, is_done):
     name = "moved" if operation == "artifact_type" else "whole"
     study.add(name)
     reached = threading.Event()
-    interrupt(server, operation, is_done, reached.set)
+    server.interrupt(operation, is_done, reached.set)
     run = study.start()
     run.until(reached.is_set)
     run.kill()
@@ -317,7 +287,7 @@ def test_prior_runs_that_the_server_lists_outside_of_the_sweep_do_not_join_it_ag
     del server.seen[:]
     status, text = study.push()
     assert status == 0, text
-    assert changes(server) == []
+    assert server.changes() == []
 
 
 @pytest.mark.slow
@@ -334,11 +304,11 @@ def test_later_runs_join_the_sweep_and_a_lost_record_harms_nothing(study, server
     for lost in (False, True):
         del server.seen[:]
         if lost:
-            (study.folder / "pushed.json").unlink()
+            (study.folder / "study" / "pushed.json").unlink()
         status, text = study.push()
         assert status == 0, text
         assert f"/{sweep.name}" in text
-        assert changes(server) == []
+        assert server.changes() == []
     status, text = study.push(WANDB_PROJECT="other")
     assert status == 2
     assert "pushed.json" in text
@@ -358,8 +328,8 @@ def test_without_the_data_all_but_the_mistakes_arrives(study, server):
         (line,) = (line for line in text.splitlines() if line.startswith("moved:"))
         assert "not there: the table of mistakes (" in line
         assert "/nowhere is not here" in line
-        assert seen <= set(changes(server))
-        assert seen or changes(server) == []
+        assert seen <= set(server.changes())
+        assert seen or server.changes() == []
     (model,) = (one for one in server.artifacts.values() if one.type == "model")
     assert model.files["best.pt"] == (moved / "best.pt").read_bytes()
     (moved / "config.yaml").write_text(config)
@@ -395,7 +365,7 @@ learner.Learner._loss = lambda self, *given: real(self, *given) * float("nan")
 """
     early = start(study.folder, "early", patch, env=OFFLINE, epochs=1, mistakes=4)
     assert early.wait() == 1
-    study.runs.append(early.folder)
+    study.is_trial(early.folder)
     status, text = study.push()
     assert status == 0, text
     assert [run.state for run in server.runs.values()] == ["failed", "failed"]
@@ -407,7 +377,7 @@ learner.Learner._loss = lambda self, *given: real(self, *given) * float("nan")
 
 def test_two_pushes_at_once_are_refused(study):
     study.add("whole")
-    with open(study.folder / ".pushed.json.lock", "w") as lock:
+    with open(study.folder / "study" / ".pushed.json.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         status, text = study.push()
     assert status == 2

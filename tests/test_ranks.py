@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from procs import called_with, kill_all, parent_of, variables
 
 import data
 from augment import Augmentation
 from conftest import REPO, run
 from loader import epoch_of, train_loader, val_loader
 from ranks import Ranks
-from runs import FAST, assert_same_bits, history, history_lines, offline_record, summary
+from runs import FAST, assert_same_bits, exit_code, history, history_lines, offline_record, summary
 
 LAYER_NORM = {"model": "convnext_atto", "image_size": 32, "batch_size": 33, "optimizer": "adamw"}
 LAYER_NORM |= {"max_lr": 0.001, "epochs": 2}
@@ -184,8 +185,7 @@ def test_killed_and_gone_on_with_two_and_with_one(two, start, tmp_path):
     assert summary(both.folder)["state"] == "failed"
     assert "another process of this run has ended" in both.runs[0].text
     assert "Traceback" not in both.runs[0].text
-    (end,) = (r["exit"] for r in offline_record(both.folder) if r["type"] == "exit")
-    assert end["exit_code"] == 1
+    assert exit_code(both.folder) == 1
     again = Together(start, tmp_path, 2, **RESNET)
     assert again.wait() == [0, 0], again.text
     assert history_lines(again.folder)[:2] == before
@@ -258,24 +258,12 @@ def test_a_mistake_is_said_once(flags, words, start, tmp_path):
 # torchrun itself
 
 
-def processes_with(word: str) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if word in path.read_text():
-                found.append(int(path.parent.name))
-        except OSError:  # it has ended
-            continue
-    return found
-
-
 @pytest.fixture
 def torchrun(shapes_dir, tmp_path):
     """Start a run by torchrun, and leave nothing of it."""
     started = []
 
     def begin(*flags: str, command: tuple = (), **env: str) -> subprocess.Popen:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
         output = open(tmp_path / "output.txt", "wb")
         flags = ("--dataset=shapes", f"--data_dir={shapes_dir}", "--image_size=16", *flags)
         flags += ("--model=small", f"--output_dir={tmp_path}/runs", "--run_id=run", "--workers=1")
@@ -283,7 +271,7 @@ def torchrun(shapes_dir, tmp_path):
         started.append(
             subprocess.Popen(
                 [sys.executable, *(command or by), REPO / "train.py", *flags],
-                env={**clean, **FAST, "HOME": str(tmp_path), "WANDB_MODE": "offline", **env},
+                env={**os.environ, **FAST, "HOME": str(tmp_path), "WANDB_MODE": "offline", **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -291,12 +279,12 @@ def torchrun(shapes_dir, tmp_path):
         )
         return started[-1]
 
+    begin.started = started
     yield begin
     for process in started:
         process.kill()
         process.wait()
-    for pid in processes_with(str(tmp_path)):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(called_with(str(tmp_path)))
 
 
 def until(happened, tmp_path: Path, seconds: float = 60) -> None:
@@ -309,15 +297,10 @@ def until(happened, tmp_path: Path, seconds: float = 60) -> None:
 def ranks_of(tmp_path: Path) -> dict[str, int]:
     """Process numbers by their ranks."""
     found = {}
-    for pid in processes_with(f"{tmp_path}/runs"):
-        try:
-            lines = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
-        except OSError:
-            continue
-        variables = dict(line.split("=", 1) for line in lines if "=" in line)
-        parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        if "RANK" in variables and parent not in found.values():
-            found.setdefault(variables["RANK"], pid)
+    for pid in called_with(f"{tmp_path}/runs"):
+        rank = variables(pid).get("RANK")
+        if rank and parent_of(pid) not in found.values():
+            found.setdefault(rank, pid)
     return found
 
 
@@ -348,7 +331,7 @@ def test_torchrun_when_a_rank_dies(torchrun, tmp_path):
     killed = time.monotonic()
     assert process.wait(timeout=30) == 1
     assert time.monotonic() - killed < 15
-    until(lambda: not processes_with(f"{tmp_path}/runs"), tmp_path, 5)
+    until(lambda: not called_with(f"{tmp_path}/runs"), tmp_path, 5)
     assert summary(tmp_path / "runs/run")["state"] == "failed"
     text = (tmp_path / "output.txt").read_text()
     assert "another process of this run has ended" in text
@@ -370,11 +353,10 @@ def test_a_signal_to_torchrun_saves_the_run(number, torchrun, tmp_path):
     until(lambda: len(history_lines(tmp_path / "runs/run")) > 1, tmp_path)
     process.send_signal(number)
     process.wait(timeout=30)
-    until(lambda: not processes_with(f"{tmp_path}/runs"), tmp_path, 20)
+    until(lambda: not called_with(f"{tmp_path}/runs"), tmp_path, 20)
     expected = "interrupted" if number == signal.SIGINT else "preempted"
     assert summary(tmp_path / "runs/run")["state"] == expected
-    (end,) = (r["exit"] for r in offline_record(tmp_path / "runs/run") if r["type"] == "exit")
-    assert end["exit_code"] == (255 if number == signal.SIGINT else 143)
+    assert exit_code(tmp_path / "runs/run") == (255 if number == signal.SIGINT else 143)
 
 
 @pytest.mark.slow
@@ -389,8 +371,7 @@ def test_in_a_sweep_sigterm_is_a_stop(torchrun, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=20)
     assert summary(tmp_path / "runs/run")["state"] == "stopped"
-    (end,) = (r["exit"] for r in offline_record(tmp_path / "runs/run") if r["type"] == "exit")
-    assert end.get("exit_code", 0) == 0
+    assert exit_code(tmp_path / "runs/run") == 0
 
 
 @pytest.mark.slow
@@ -418,11 +399,11 @@ def test_a_trial_of_two_processes_goes_on(whom, torchrun, shapes_dir, tmp_path):
         stdout=open(tmp_path / "output.txt", "wb"),
         stderr=subprocess.STDOUT,
     )
+    torchrun.started.append(driver)
     until(lambda: list(tmp_path.glob("runs/*/history.csv")), tmp_path)
     number = signal.SIGUSR1 if "torchrun" in whom else signal.SIGKILL
     rank = ranks_of(tmp_path)["0" if "rank 0" in whom else "1"]
-    parent = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(parent if "torchrun" in whom else rank, number)
+    os.kill(parent_of(rank) if "torchrun" in whom else rank, number)
     assert driver.wait(timeout=90) == 0
     text = (tmp_path / "output.txt").read_text()
     assert f"its process was ended by signal {number.value}" in text

@@ -16,7 +16,7 @@ import report_certainty
 import report_findings as findings
 import report_parameters
 from cli import Mistake
-from collection import PastRun, PastStudy, collect
+from collection import PastRun, PastStudy, collect, read_studies
 from conftest import assert_mistake, run
 from report_findings import Findings
 
@@ -235,6 +235,22 @@ def test_a_confirmed_study_says_it_best():
     assert beside == "mean 55.0% ± 7.0 points, 2 other seeds"  # 70% is not within
     assert told.startswith("It was trained again with 2 seeds: mean 55.0% ± 7.1 points")
     assert "The lead is noise." in told
+    _, told = certainty([made("a", [0.7]), made("b", [0.8], max_lr=0.3)], [study])
+    assert "Of the trials of s that were run again, a is the best: it was trained again" in told
+    beside, told = certainty([made("b", [0.8])], [study])  # of other data, or not here
+    assert "again" not in told and "standard error" in beside
+
+
+def test_seeds_that_failed_are_told():
+    lost = made("c", [0.7], "failed", seed=2)
+    runs = [made("a", [0.6], seed=0), made("b", [0.5], seed=1), lost]
+    assert "mean 55.0% ± 7.1 points (standard deviation); 1 other seed failed" in certainty(runs)[1]
+    trial = {"run_id": "a", "values": {}, "failed": 3, "mean": None, "sd": None}
+    confirmed = {"metric": "val/acc", "trials": [trial], "sentence": ""}
+    study = PastStudy("s", Path("s"), "val/acc", "maximize", frozenset(), confirmed)
+    beside, told = certainty(runs[:1], [study])
+    assert "It was trained again with 3 other seeds, and failed." in told
+    assert "standard error" in beside
 
 
 def test_classes_best_first(tmp_path):
@@ -246,8 +262,8 @@ def test_classes_best_first(tmp_path):
 
 
 def test_the_command_has_what_is_not_the_default():
-    run = made(max_lr=0.3, amp="auto", flip=False, model="a b", data_dir="x", split_fingerprint="y")
-    expected = "python train.py --dataset=shapes --max_lr=0.3 --flip=False '--model=a b'"
+    run = made(max_lr=0.3, amp="auto", flip=False, data_dir="a b", workers=7, split_fingerprint="y")
+    expected = "python train.py --dataset=shapes --max_lr=0.3 --flip=False '--data_dir=a b'"
     assert report_best.command_of(run) == expected
 
 
@@ -278,7 +294,12 @@ def test_mistakes_are_one_line(tmp_path):
         (["empty"], "no run, no folder of runs and no study"),
         (["runs", "--outptu=x"], "did you mean '--output'"),
         (["runs", "-o", "missing/report.html"], "-o missing/report.html: cannot be written"),
-        (["runs", "-o", "empty"], "-o empty: cannot be written"),
+        (["runs", "-o", "empty"], "-o empty: cannot be written (it is a folder)"),
+        (["runs", "-o", "."], "-o .: cannot be written (it is a folder)"),
+        (["diff", "runs/a", "runs/a", "-o", "/"], "-o /: cannot be written (it is a folder)"),
+        (["runs", "--wandb", "a/b"], "give one of them"),
+        (["--wandb", "a/b", "--workspace", "-o", "x.html"], "give one of them"),
+        (["--workspace"], "give --wandb ENTITY/PROJECT as well"),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(tmp_path)
@@ -289,17 +310,19 @@ def test_mistakes_are_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("summary.json", "{"), ("config.yaml", "[1]"), ("history.csv", "epoch\nx\n"),
-     ("predictions.npz", "no"), ("about.json", "no")],
+    [("summary.json", b"{"), ("config.yaml", b"[1]"), ("history.csv", b"epoch\nx\n"),
+     ("history.csv", b"epoch\n\xff\n"), ("predictions.npz", b"no"), ("about.json", b"no"),
+     ("figures/mistakes.png", b"\x89PNG"), ("figures/gradcam.jpg", b"")],
 )  # fmt: skip
 def test_a_broken_file_is_named(tmp_path, name, content):
-    (write_run(tmp_path, "a") / name).write_text(content)
+    (write_run(tmp_path, "a", figures=True) / name).write_bytes(content)
     with pytest.raises(Mistake, match=name):
         report.main([str(tmp_path), "-o", str(tmp_path / "report.html")])
 
 
 def test_a_study_brings_its_metric_and_its_runs(tmp_path, capsys):
     import study
+    from study_folder import create
 
     sweep = {
         "program": "train.py",
@@ -307,7 +330,7 @@ def test_a_study_brings_its_metric_and_its_runs(tmp_path, capsys):
         "metric": {"name": "val/loss", "goal": "minimize"},
         "parameters": {"max_lr": {"distribution": "log_uniform_values", "min": 0.01, "max": 0.1}},
     }
-    kept = study.create(tmp_path / "found", sweep)
+    kept = create(tmp_path / "found", sweep)
     for number, rate in enumerate((0.02, 0.03)):
         folder = write_run(tmp_path / "runs", f"r{number}", reached=0.4 + number / 5, max_lr=rate)
         job = {"run_id": folder.name, "run": str(folder), "parameters": {"max_lr": rate}}
@@ -317,7 +340,17 @@ def test_a_study_brings_its_metric_and_its_runs(tmp_path, capsys):
     lost = kept.jobs()[0]
     assert kept.claim(lost.key)
     kept.ended(lost, study.End("failed", None, 3, ("killed",)))
-    assert [one.state for one in collect([tmp_path / "found"])] == ["failed", "finished"]
+    for places in ([tmp_path / "found"], [tmp_path / "found", tmp_path / "runs"]):
+        assert [one.state for one in collect(places)] == ["failed", "finished"]
     told = write([tmp_path / "found"], tmp_path / "report.html")
     assert "found: 2 runs on shapes" in told and "validation loss" in told
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'report.html'} (")
+    # Of runs that are not here the study has the values.
+    whole = kept.jobs()[1]
+    assert kept.claim(whole.key)
+    kept.ended(whole, study.End("finished", 1.25, 5))
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    places = [tmp_path / "found"]
+    best = Findings.of(collect(places), read_studies(places)).best
+    assert (best.name, best.value, best.epochs, best.when) == ("r1", 1.25, 5, "at the end")
+    write(places, tmp_path / "report.html")

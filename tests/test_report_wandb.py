@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_push import MISTAKES, changes, interrupt
-from wandb_server import ENTITY, StoredRun, StoredSweep, WandbServer
+from wandb_server import ENTITY, LOGIN_MISTAKES, StoredRun, StoredSweep, WandbServer
 
 import collection
 import report_wandb_text as text
@@ -27,20 +26,18 @@ from runs import Run
 PROJECT = f"{ENTITY}/tinysweep"
 RATES = {"a1": 0.05, "b2": 0.02}  # run -> max_lr
 CALL = """
-import os, pickle, report, report_wandb
+import os, pickle, report
 from pathlib import Path
-from report_from_wandb import collect_from_wandb
 home = Path(os.environ["HOME"])
-def page(path):
-    runs, studies = collect_from_wandb(path)
-    html = report.make(runs, studies, report.titled(runs, studies), "python report.py", "today")
-    report.write(html, home / "report.html")
 def keep(path):
+    from report_from_wandb import collect_from_wandb
     (home / "found").write_bytes(pickle.dumps(collect_from_wandb(path)))
+def page(path):
+    return report.main(["--wandb", path, "-o", str(home / "report.html")])
 def publish(path):
-    print(report_wandb.publish_report(path, f"python report.py --wandb {{path}}"))
+    return report.main(["--wandb", path])
 def workspace(path):
-    print(report_wandb.save_workspace(path))
+    return report.main(["--wandb", path, "--workspace"])
 train.command = lambda _: {}({!r})
 """
 
@@ -278,7 +275,7 @@ def test_a_report_about_odd_runs(call, odd):
 
 
 WRONG = {
-    **MISTAKES,
+    **LOGIN_MISTAKES,
     "a project that is not there": ({}, 2, f"{ENTITY}/nothing: W&B has no such project"),
     "a sweep that is not there": ({}, 2, f"{PROJECT}/nothing: W&B has no such sweep"),
     "a sweep without runs": ({}, 2, "this sweep has no run yet"),
@@ -307,11 +304,11 @@ def test_a_report_that_cannot_be_made_says_so_in_a_line(call, server, mistake):
     assert told == status, said
     assert len(said.splitlines()) == 1, said
     assert line in said
-    assert changes(server) == []
+    assert server.changes() == []
 
 
 def test_the_server_goes_away_in_the_middle(call, server):
-    interrupt(server, "upsert_view", False, lambda: server.go_away(3600))
+    server.interrupt("upsert_view", False, lambda: server.go_away(3600))
     try:
         status, said = call("publish", **FEW_TRIES)
     finally:
@@ -385,4 +382,4 @@ def test_runs_on_other_images_are_told_apart():
         for i, split in enumerate("aab")
     ]
     (told,) = text.notices(Findings.of(runs))
-    assert "1 run of 3 had other validation images" in told
+    assert "1 run of 3 had other images" in told

@@ -14,6 +14,7 @@ from conftest import all_files
 from runs import (
     PAUSES,
     assert_same_bits,
+    exit_code,
     history,
     history_lines,
     offline_record,
@@ -73,7 +74,8 @@ learner.Learner.train_step = step
 
 def test_ten_kills_change_nothing(start, tmp_path, undisturbed, fault):
     """At random moments of loading, training, measuring and writing; 2 workers all the way."""
-    moments = random.Random(time.time_ns())
+    seed = time.time_ns()
+    moments = random.Random(seed)
     after_first_epoch = 0
     lines: list[str] = []
     for kill in range(10):
@@ -84,7 +86,7 @@ def test_ten_kills_change_nothing(start, tmp_path, undisturbed, fault):
         with fault("kill -9, any moment"):
             run.kill()
             assert run.wait() == 137
-            assert history_lines(run.folder)[: len(lines)] == lines
+            assert history_lines(run.folder)[: len(lines)] == lines, seed
         lines = history_lines(run.folder)
         after_first_epoch += len(lines) > 1
     assert after_first_epoch >= 5
@@ -196,7 +198,7 @@ def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, s
         (tmp_path / "parameters.yaml").write_text("wandb_version: 1\nmax_lr:\n  value: 0.02\n")
         env = {"WANDB_SWEEP_PARAM_PATH": str(tmp_path / "parameters.yaml")}
     run = start(tmp_path, patch=PAUSES[where], env=env, epochs=epochs, workers=2)
-    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    run.until_here()
     asked = time.monotonic()
     run.signal_group(number)
     assert run.wait() == status, run.text
@@ -205,8 +207,7 @@ def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, s
     told = summary(run.folder)
     assert told["state"] == state
     record = offline_record(run.folder)
-    (end,) = (r["exit"] for r in record if r["type"] == "exit")
-    assert end.get("exit_code", 0) == code
+    assert exit_code(run.folder) == code
     assert any(r["type"] == "preempting" for r in record) == (state == "preempted")
     # The same call goes on and ends with the bits of a run that was never disturbed.
     again = start(tmp_path, env=env, epochs=epochs)
@@ -219,7 +220,7 @@ def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, s
 
 def test_the_first_request_decides(start, tmp_path):
     run = start(tmp_path, patch=PAUSES["training"])
-    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    run.until_here()
     run.signal(USR1)
     time.sleep(0.1)  # of two that wait together, the one with the lower number would come first
     run.signal(INT)
@@ -237,8 +238,13 @@ def begun(start, tmp_path) -> Path:
 
 
 class Evil:
+    """What a pickle can do where it is loaded."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
     def __reduce__(self):
-        return (Path("/tmp/tinysweep-evil").write_text, ("evil",))
+        return (self.path.write_text, ("evil",))
 
 
 # By hand, or by an editor that was stopped: what nothing of ours writes.
@@ -285,9 +291,9 @@ def test_what_a_begun_run_refuses(start, begun, tmp_path):
     for content in (whole[: len(whole) // 2], whole[:-1], b"", b"no checkpoint"):
         (begun / "last.pt").write_bytes(content)
         refused("last.pt", "damaged")
-    torch.save({"model": Evil()}, begun / "last.pt")
+    torch.save({"model": Evil(tmp_path / "evil")}, begun / "last.pt")
     refused("last.pt", "damaged")
-    assert not Path("/tmp/tinysweep-evil").exists()
+    assert not (tmp_path / "evil").exists()
     torch.save({"model": {}}, begun / "last.pt")
     refused("last.pt", "no checkpoint of this program")
     other = torch.load(begun / "best.pt", weights_only=True)
@@ -307,7 +313,7 @@ def test_what_a_begun_run_refuses(start, begun, tmp_path):
 
 def test_a_second_process_on_the_same_run_is_refused(start, tmp_path):
     run = start(tmp_path, patch=PAUSES["training"])
-    run.until(lambda: (tmp_path / "here").exists() or run.ended)
+    run.until_here()
     second = start(tmp_path)
     assert second.wait() == 2
     assert "in use by another process" in second.text

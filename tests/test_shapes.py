@@ -286,7 +286,9 @@ assert len(list((root / "val/images").iterdir())) == 60
 """
     root, notes = tmp_path / "shapes", tmp_path / "notes"
     processes = [start(code, root, notes) for _ in range(3)]
+    deadline = time.monotonic() + 120
     while any(process.poll() is None for process in processes):
+        assert time.monotonic() < deadline
         if root.exists():
             assert len(files(root)) == 3 * 41 + 60 + 3
         time.sleep(0.005)

@@ -4,7 +4,7 @@ import pytest
 import data
 from cli import Mistake
 from conftest import WNIDS
-from data import split_pooled
+from split import split_pooled
 
 
 def fake(classes: int, each: int, pairs: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -9,20 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from sweeps import assert_whole
 from wandb_server import WandbServer
 
-from runs import PAUSES, TIMEOUT_S, offline_record, summary
+from runs import ANNOUNCED, PAUSES, TIMEOUT_S, exit_code, offline_record, summary
 
 SWEEP = "wandb_version: 1\nmax_lr:\n  value: 0.02\n"
-
-
-def exit_code(folder) -> int:
-    (end,) = (r["exit"] for r in offline_record(folder) if r["type"] == "exit")
-    return end.get("exit_code", 0)
-
-
-def until_here(run, folder) -> None:
-    run.until(lambda: (folder / "here").exists() or run.ended)
 
 
 @pytest.mark.fault("W&B: no login")
@@ -61,16 +53,17 @@ def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tm
 
 
 @pytest.mark.fault("kill -9, then all epochs at W&B")
-@pytest.mark.parametrize("interval", [pytest.param("1", marks=pytest.mark.slow), "15"])
-def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, interval):
+@pytest.mark.parametrize("sent", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, sent):
     with WandbServer() as server:
-        env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": interval}
+        env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1" if sent else "3600"}
         run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=env)
         run.until_epoch(1)
-        time.sleep(1.5)  # the second epoch takes longer
+        if sent:
+            run.until(lambda: epochs_at(server) == [1] or run.ended)
         run.kill()
-        assert epochs_at(server) == ([1] if interval == "1" else [])
-        again = start(tmp_path, epochs=2, env=env)
+        assert epochs_at(server) == ([1] if sent else [])
+        again = start(tmp_path, epochs=2, env=server.env)
         assert again.wait() == 0, again.text
         assert epochs_at(server) == [1, 2]
 
@@ -97,7 +90,7 @@ def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tm
     with WandbServer() as server:
         run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
         run.until_epoch(1)
-        time.sleep(1.5)  # until it is sent; the second epoch takes longer
+        run.until(lambda: epochs_at(server) == [1] or run.ended)
         run.kill()
         assert epochs_at(server) == [1]
     again = start(tmp_path, epochs=2)
@@ -162,7 +155,7 @@ if child:
 """
     )
     run = start(tmp_path, patch=patch, env=env)
-    until_here(run, tmp_path)
+    run.until_here()
     run.signal_group(signal.SIGTERM)
     assert run.wait() == 143  # the one in the agent's place
     run.until(lambda: (run.folder / "summary.json").exists())
@@ -200,3 +193,34 @@ def test_a_server_that_is_away_at_the_start_costs_the_run_nothing(start, tmp_pat
     assert KEYS[key] not in run.text
     assert summary(run.folder)["state"] == "finished"
     assert exit_code(run.folder) == 0
+
+
+@pytest.mark.fault("W&B: an outage of 20 s")
+@pytest.mark.parametrize(
+    "where",
+    [
+        "log_mistakes",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("log_picture", "finish", "log_model")),
+    ],
+)
+def test_an_outage_of_20_seconds_loses_nothing(start, server, tmp_path, where):
+    run = start(tmp_path, patch=ANNOUNCED.replace("WHERE", where), env=server.env, mistakes=4)
+    run.timeout_s = 120
+    run.until_here()
+    server.go_away(20)
+    assert run.wait() == 0, run.text
+    stored = server.runs["run"]
+    assert stored.exit_code == 0
+    assert_whole(server, stored, run.folder)
+
+
+@pytest.mark.fault("W&B: a wrong key")
+def test_a_wrong_key_is_said_and_the_run_is_kept_offline(start, server, tmp_path):
+    env = {**server.env, "WANDB_API_KEY": "1" * 40}
+    run = start(tmp_path, patch="import tracking; tracking.INIT_TIMEOUT_S = 4", env=env, epochs=1)
+    run.timeout_s = 90
+    assert run.wait() == 0, run.text
+    assert "W&B cannot be reached" in run.text
+    assert "wandb sync" in run.text
+    assert "1" * 40 not in run.text
+    assert summary(run.folder)["state"] == "finished"

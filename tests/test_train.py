@@ -17,6 +17,7 @@ from record import _write_npz
 from runs import (
     Run,
     assert_same_bits,
+    exit_code,
     history,
     history_lines,
     offline_record,
@@ -103,8 +104,7 @@ def test_what_w_and_b_has(undisturbed):
     assert "table-file" in json.dumps(table)
     assert any(r["type"] == "artifact" for r in record)
     assert text.count('"train/lr_step"') == 7 * EPOCHS
-    (end,) = (r["exit"] for r in record if r["type"] == "exit")
-    assert end.get("exit_code", 0) == 0
+    assert exit_code(undisturbed) == 0
     assert '"val/acc"' in json.dumps([r for r in record if r["type"] == "summary"])
 
 
@@ -264,8 +264,27 @@ learner.Learner._loss = diverge
     assert "Traceback" not in run.text
     told = summary(run.folder)
     assert (told["state"], told["epochs"]) == ("failed", 1)
-    (end,) = (r["exit"] for r in offline_record(run.folder) if r["type"] == "exit")
-    assert end["exit_code"] == 1
+    assert exit_code(run.folder) == 1
+
+
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_kept(start, tmp_path):
+    patch = """
+import learner, torch
+real = learner.Learner.train_step
+def broken(self, batch):
+    told = real(self, batch)
+    if self.schedule.step == 14:
+        with torch.no_grad():
+            next(self.model.parameters()).fill_(float("nan"))
+    return told
+learner.Learner.train_step = broken
+"""
+    run = start(tmp_path, patch=patch)
+    assert run.wait() == 1
+    assert "error: the validation loss is nan after epoch 2; try a lower --max_lr" in run.text
+    assert summary(run.folder)["epochs"] == len(history_lines(run.folder)) - 1 == 1
+    again = start(tmp_path)
+    assert again.wait() == 0, again.text
 
 
 def test_what_w_and_b_raises_is_said_and_the_run_goes_on(start, tmp_path):
@@ -325,8 +344,7 @@ def test_a_sweep_decides_and_its_unknown_parameters_are_a_mistake(start, tmp_pat
         assert run.wait() == 2
         (error,) = (line for line in run.text.splitlines() if line.startswith("error:"))
         assert words in error
-        (end,) = (r["exit"] for r in offline_record(run.folder) if r["type"] == "exit")
-        assert end["exit_code"] == 2
+        assert exit_code(run.folder) == 2
 
 
 def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):

@@ -133,3 +133,14 @@ def test_verdict(one, two, words):
     ]
     assert words in verdict(confirmed, "val/acc")
     assert "leads nobody" in verdict(confirmed[:1], "val/acc")
+
+
+def test_verdict_names_the_trials_whose_seeds_failed():
+    values = ({1: 0.6}, {2: 0.5, 3: 0.5}, {})
+    confirmed = [Confirmed(str(n), str(n), "", 0.6, v, 3 - len(v)) for n, v in enumerate(values)]
+    told = verdict(confirmed, "val/acc")
+    assert "0 over trial 1, 0.1000 in val/acc, cannot be told from noise by one seed" in told
+    lost = "of trial 0 2 of 3 seeds failed; of trial 1 1 of 3 seeds failed; of trial 2 3 of 3"
+    assert f"give more --seeds; {lost}" in told
+    assert "no seed has a value; of trial 2 3 of 3" in verdict(confirmed[2:], "val/acc")
+    assert str(confirmed[2]) == "trial 2: (0.6000) 3 of 3 seeds failed  "

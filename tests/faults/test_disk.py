@@ -177,7 +177,7 @@ def test_the_best_weights_vanish(start, tmp_path, fault):
     with fault("best.pt vanishes"):
         patch = PAUSES["ending"]
         run = start(tmp_path, patch=patch, epochs=1)
-        run.until(lambda: (tmp_path / "here").exists() or run.ended)
+        run.until_here()
         (run.folder / "best.pt").unlink()
         assert run.wait() == 1, run.text
         assert_one_line(run, "best.pt is missing")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from procs import at_home_in
 
 from run_folder import is_in_use
 from runs import PAUSES, Run, assert_same_bits, history_lines, summary
@@ -26,21 +27,9 @@ def undisturbed(start, tmp_path_factory) -> Path:
     return run.folder
 
 
-def processes_of(home: Path) -> dict[int, str]:
-    """What a run has started lives in its HOME, whatever session or group it is in."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"HOME={home}\0".encode() in (path / "environ").read_bytes():
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:  # it has ended
-            continue
-    return {pid: command for pid, command in found.items() if command}
-
-
 def assert_nothing_left(run: Run, home: Path) -> None:
     deadline = time.monotonic() + ALL_GONE_S
-    while left := processes_of(home):
+    while left := at_home_in(home):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
     assert not is_in_use(run.folder)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_offline import Offline, offline
+from studies import Offline
 
 import study
 from conftest import REPO
 from runs import history_lines, summary
-
-assert offline  # a fixture
+from study_folder import create
 
 TRIALS = 200
 GROWTH_MIB = 40  # of the driver between its 50th trial and its last
@@ -34,7 +33,7 @@ def test_what_has_ended_is_not_read_again(tmp_path, monkeypatch):
         "metric": {"name": "val/acc", "goal": "maximize"},
         "parameters": {"max_lr": {"min": 0.01, "max": 0.1}},
     }
-    made = study.create(tmp_path / "s", sweep)
+    made = create(tmp_path / "s", sweep)
     for number in range(20):
         job = made.next(None)
         job.run.mkdir(parents=True)
@@ -59,7 +58,9 @@ def test_two_hundred_trials(offline, fault):
     )
     with fault("a trial of 200", count=TRIALS):
         early = late = 0.0
+        deadline = time.monotonic() + 1800
         while driver.poll() is None:
+            assert time.monotonic() < deadline, made.text()
             late = resident_mib(driver.pid) or late
             if len(made.starts()) < 100:  # two lines a trial
                 early = late

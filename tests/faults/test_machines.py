@@ -27,6 +27,8 @@ from pool import cores, quota
 from ranks import Ranks
 from runs import FAST, Run, history, summary
 
+APART = ("-mpf", "--mount-proc", "--kill-child")
+TOO_LONG_S = 120
 NO_LOCKS = """
 import errno, fcntl
 def flock(*_):
@@ -45,14 +47,18 @@ def apart(
     given = ["--dataset=shapes", f"--data_dir={shapes_dir}", f"--output_dir={folder / 'runs'}"]
     given += ["--run_id=run", "--image_size=16", "--model=small", "--batch_size=16", *flags]
     command = [sys.executable, *program, *given]
-    return subprocess.Popen(
-        [unshare, "-mpf", "--mount-proc", "sh", "-c", f'{before} exec "$@"', "sh", *command],
+    process = subprocess.Popen(
+        [unshare, *APART, "sh", "-c", f'{before} exec "$@"', "sh", *command],
         cwd=REPO,
         env={**os.environ, **FAST, "HOME": str(folder), "WANDB_MODE": "offline"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    late = threading.Timer(TOO_LONG_S, process.kill)
+    late.daemon = True
+    late.start()
+    return process
 
 
 @pytest.mark.fault("container: first process")

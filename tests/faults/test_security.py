@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb_server
+import wandb_http
 import yaml
 from past import write_run
 from wandb_server import WandbServer
@@ -71,7 +71,7 @@ LOGINS = {  # the variables of the run, the key that the server takes
 def test_no_secret_in_a_run_nor_in_its_report(start, tmp_path, monkeypatch, fault, login):
     with fault("security: a secret in the environment", len(SECRETS)):
         variables, key = LOGINS[login]
-        monkeypatch.setattr(wandb_server, "KEY", key)
+        monkeypatch.setattr(wandb_http, "KEY", key)
         with WandbServer() as server:
             host = server.url.removeprefix("http://")
             (tmp_path / ".netrc").write_text(NETRC.format(host, OTHER_KEY))
@@ -238,7 +238,10 @@ def test_a_hole_in_a_page_would_be_found():
 # The code -----------------------------------------------------------------------------------------
 
 CODE = sorted([*REPO.glob("*.py"), *REPO.glob("bench/*.py")])
-OPEN_ARCHIVES = {"fetch.py", "checkpoint.py"}  # to unpack one after its checks; to compare its sums
+OPEN_ARCHIVES = {
+    "archive.py",
+    "checkpoint.py",
+}  # after its checks; to compare its sums
 RUNS_TEXT = {"eval", "exec", "os.system", "os.popen", "subprocess.getoutput"}
 UNPICKLES = {f"pickle.{name}" for name in ("load", "loads", "Unpickler")}
 UNPICKLES |= {"joblib.load", "dill.load", "dill.loads", "marshal.load", "marshal.loads"}

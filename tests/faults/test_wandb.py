@@ -1,8 +1,7 @@
 """W&B's server fails in the ways that servers do, with the real client and train.py: each run
 finishes its training, has all of it on disk, and W&B gets it whole where the server comes back.
 
-An outage of 20 s, a server that never answers, no login and a wrong key are in test_sweep_online.py
-and test_tracking.py.
+An outage of 20 s, a server that never answers, no login and a wrong key are in test_tracking.py.
 """
 
 import hashlib
@@ -17,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_sweep_online import ANNOUNCED, assert_rows, assert_whole
-from wandb_server import AWAY, CLOSED, NONE, Answer, Fault, WandbServer
+from sweeps import assert_rows, assert_whole
+from wandb_http import AWAY, CLOSED, NONE, Answer, Fault
+from wandb_server import WandbServer
 
 from records import read_rows
-from runs import Run, history_lines, summary
+from runs import ANNOUNCED, Run, history_lines, summary
 
 QUICK = {  # how long the client waits before it asks again, turned down
     f"WANDB_X_{what}_RETRY_WAIT_{end}_SECONDS": "1"
@@ -55,13 +55,6 @@ def at_random(share: float) -> Callable[[str], Fault]:
 def on_and_off(path: str) -> Fault:
     """Away for 2.5 of every 5 seconds."""
     return AWAY if time.monotonic() % 5 < 2.5 else NONE
-
-
-@pytest.fixture
-def server():
-    with WandbServer() as started:
-        yield started
-        assert started.unknown == []
 
 
 class Counted:
@@ -141,11 +134,10 @@ def test_a_server_that_comes_back_after_the_start(start, server, tmp_path, fault
 
 
 def sync(server: WandbServer, home: Path, *arguments: str | Path) -> None:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
     subprocess.run(
         [Path(sys.executable).parent / "wandb", "sync", *arguments],
         cwd=home,  # where its log goes
-        env={**clean, **server.env, **QUICK, "HOME": str(home)},
+        env={**os.environ, **server.env, **QUICK, "HOME": str(home)},
         capture_output=True,
         check=True,
         timeout=60,
@@ -203,7 +195,7 @@ def test_garbage_in_the_middle(start, server, tmp_path, fault, part):
 def test_a_server_that_is_gone_for_good_at_the_end(start, server, tmp_path, fault):
     with fault("W&B: gone for good, at the end"):
         run = begin(start, server, tmp_path, ANNOUNCED.replace("WHERE", "finish"), **PATIENCE)
-        run.until(lambda: (tmp_path / "here").exists() or run.ended)
+        run.until_here()
         server.go_away(3600)
         record = assert_kept(run)
         assert "`wandb sync --include-online" in run.text
@@ -219,7 +211,7 @@ def test_a_server_that_is_gone_for_good_in_the_middle(start, server, tmp_path, f
     with fault("W&B: gone for good, in the middle"):
         patch = ANNOUNCED.replace("WHERE", "log_picture") + "tracking.TRIES = 1"
         run = begin(start, server, tmp_path, patch, **PATIENCE)
-        run.until(lambda: (tmp_path / "here").exists() or run.ended)
+        run.until_here()
         server.go_away(3600)
         record = assert_kept(run)
         for what in ("the model artifact", "the table of mistakes"):
@@ -233,7 +225,7 @@ def test_a_server_that_is_gone_for_good_in_the_middle(start, server, tmp_path, f
 def test_a_run_that_is_killed_while_it_waits_for_the_server(start, server, tmp_path, fault):
     with fault("W&B: gone for good, and kill -9 at the end"):
         run = begin(start, server, tmp_path, ANNOUNCED.replace("WHERE", "finish"))
-        run.until(lambda: (tmp_path / "here").exists() or run.ended)
+        run.until_here()
         server.go_away(3600)
         time.sleep(3)
         run.kill()

@@ -1,0 +1,76 @@
+"""The folder of a study: made where there is none, opened, and refused to another sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import locks
+import sweep_file
+from cli import Mistake
+from collection import is_study
+from journal import open_journal
+from run_folder import writing
+from study import Study, plain
+
+# What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
+# change between two calls.
+FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
+
+
+def folder_of(sweep: dict[str, Any], file: Path) -> Path:
+    """`sweeps/<name>`, where no other is given."""
+    return Path("sweeps") / plain(str(sweep.get("name") or file.stem))
+
+
+def create(folder: Path, sweep: dict[str, Any]) -> Study:
+    """The study in `folder`, made where there is none; a Mistake where it is of another sweep."""
+    try:
+        (folder / "trials").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise Mistake(f"--dir {folder}: a part of it is a file") from error
+    except OSError as error:
+        raise Mistake(f"--dir {folder}: {error.strerror}") from error
+    with open(folder / ".lock", "a") as file:
+        locks.wait_for(file)
+        kept = folder / "sweep.yaml"
+        before = sweep_file.read(kept) if kept.is_file() else None
+        if before:
+            _compare(before, sweep, folder)
+        study = _open(folder, sweep)
+        _compare_command(study.by_command, sweep_file.of_command(sweep.get("command")), folder)
+        for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
+            if not path.is_file() or (path == kept and before != sweep):
+                with writing(path) as opened:
+                    opened.write(yaml.safe_dump(content, sort_keys=False).encode())
+    return study
+
+
+def load(folder: Path) -> Study:
+    if not is_study(folder) or not (folder / "sweep.yaml").is_file():
+        raise Mistake(f"{folder} is no study: `python sweep.py run FILE --dir {folder}` makes one")
+    return _open(folder, sweep_file.read(folder / "sweep.yaml"))
+
+
+def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> None:
+    for key in FIXED:
+        if before.get(key) != sweep.get(key):
+            raise Mistake(
+                f"{folder} is a study with another `{key}`; give another --dir (or another `name`)"
+            )
+
+
+def _compare_command(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            raise Mistake(
+                f"{folder} began with {key}={before.get(key)} by its command, and it is now "
+                f"{now.get(key)} (another recipe?); give another --dir (or another `name`)"
+            )
+
+
+def _open(folder: Path, sweep: dict[str, Any]) -> Study:
+    optuna_study, storage = open_journal(
+        folder / "study.journal", sweep["metric"].get("goal", "minimize")
+    )
+    return Study(folder, sweep, optuna_study.user_attrs["token"], optuna_study, storage)
