@@ -2,6 +2,7 @@
 
     python data.py fetch     downloads and unpacks Tiny ImageNet (248 MB) into data/
     python data.py check     20 s for 110,000 images: what is there, and what is wrong with it
+    python data.py subset    a folder with fewer classes and images of it, for a quick try
     python data.py shapes    3 s: writes the built-in data set, no network needed
     python data.py show      a picture of augmented training batches
 
@@ -26,10 +27,10 @@ import layout
 from cache import Cache, create_images, open_cache
 from cli import Mistake
 from decode import decode_files
+from split import fingerprint, split_pooled
 
 DATASETS = ("tiny-imagenet", "cifar10", "shapes")
 SPLITS = ("pooled", "official")
-SPLIT = 4  # purpose of the dice, beside those of augment.py and loader.py
 
 # Mean and standard deviation of the pixels, RGB, in 0..1.
 NORMALIZATIONS = {
@@ -162,36 +163,6 @@ def middle(images: np.ndarray, size: int) -> np.ndarray:
     return images[:, margin : margin + size, margin : margin + size]
 
 
-def split_pooled(
-    labels: np.ndarray, content: np.ndarray, val_fraction: float, split_seed: int
-) -> np.ndarray:
-    """Which images validate: stratified, `val_fraction` of every class, decided by the images'
-    bytes alone.
-
-    The dice are keyed by content, so a split does not change with the files' names or order, and
-    identical images, of whatever class, are on one side. They are dealt first; the rest of the
-    class fills its quota.
-    """
-    throw = dice.uniform(split_seed, SPLIT, content)
-    _, group, copies = np.unique(content, return_inverse=True, return_counts=True)
-    single = copies[group] == 1
-    is_val = ~single & (throw < val_fraction)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        quota = min(int(len(members) * val_fraction + 0.5), len(members) - 1)
-        free = members[single[members]]
-        free = free[np.argsort(throw[free], kind="stable")]
-        is_val[free[: max(quota - int(is_val[members].sum()), 0)]] = True
-    return is_val
-
-
-def fingerprint(content: np.ndarray, is_val: np.ndarray) -> str:
-    digest = hashlib.blake2b(digest_size=6)
-    for part in (content[~is_val], content[is_val]):
-        digest.update(len(part).to_bytes(8, "little") + np.sort(part).tobytes())
-    return digest.hexdigest()
-
-
 def _layout_root(dataset: str, data_dir: Path) -> Path:
     if dataset == "tiny-imagenet":
         return layout.find_root(data_dir)
@@ -257,10 +228,11 @@ def _parser() -> cli.Parser:
         )
         return sub
 
+    which = f"the data set (default: {DATASETS[0]})"
     fetch = command(
         "fetch", _fetch, "download a data set and unpack it; a broken download is resumed"
     )
-    fetch.add_argument("--dataset", choices=DATASETS[:2], default=DATASETS[0])
+    fetch.add_argument("--dataset", choices=DATASETS[:2], default=DATASETS[0], help=which)
     fetch.add_argument("--url", help="another address of tiny-imagenet-200.zip")
     fetch.add_argument(
         "--zip", type=Path, metavar="FILE", help="unpack this file, download nothing"
@@ -274,22 +246,46 @@ def _parser() -> cli.Parser:
         _check,
         "say what is there and what is wrong; exit status 2 where training could not work",
     )
-    check.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    check.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help=which)
+
+    subset = command(
+        "subset", _subset, "Tiny ImageNet with fewer classes and images, by links, for a quick try"
+    )
+    subset.add_argument(
+        "folder", type=Path, metavar="FOLDER", help="is made; afterwards the --data_dir to train on"
+    )
+    subset.add_argument(
+        "--classes", type=int, default=50, metavar="N", help="the first ones (default: 50)"
+    )
+    subset.add_argument(
+        "--images", type=int, metavar="N", help="training images of each class (default: all)"
+    )
 
     shapes = command(
         "shapes", _shapes, "write the built-in data set, in the layout of Tiny ImageNet"
     )
-    shapes.add_argument("--classes", type=int, default=10, metavar="N")
-    shapes.add_argument("--train_per_class", type=int, default=80, metavar="N")
-    shapes.add_argument("--val_per_class", type=int, default=20, metavar="N")
-    shapes.add_argument("--seed", type=int, default=0)
+    for name, default, what in (
+        ("classes", 10, "classes"),
+        ("train_per_class", 80, "training images of each class"),
+        ("val_per_class", 20, "validation images of each class"),
+        ("seed", 0, "another one draws other images"),
+    ):
+        text = f"{what} (default: {default})"
+        shapes.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
 
     show = command("show", _show, "draw training images under the default augmentation")
-    show.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    show.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help=which)
     show.add_argument(
         "--aug_strength", type=float, default=1.0, metavar="S", help="0 to 2 (default: 1)"
     )
-    show.add_argument("-o", "--output", type=Path, default=Path("augmented.png"), metavar="FILE")
+    show.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("augmented.png"),
+        metavar="FILE",
+        help="the picture, .png or .jpg (default: augmented.png)",
+    )
     return parser
 
 
@@ -318,6 +314,14 @@ def _check(options) -> int:
     if options.dataset == "cifar10":
         return check.check_cifar10(load("cifar10", options.data_dir))
     return check.check_layout(_layout_root(options.dataset, options.data_dir))
+
+
+def _subset(options) -> int:
+    from subset import write_subset
+
+    count = write_subset(options.data_dir, options.folder, options.classes, options.images)
+    print(f"{options.folder}: {count:,} training images of {options.classes} classes, by links")
+    return 0
 
 
 def _shapes(options) -> int:

@@ -29,8 +29,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import cli
 import data
-import layout
+from subset import write_subset
 
 REPO = Path(__file__).parent.parent
 BATCH, WORKERS, PEAK, WARMUP, SMOOTHING = 128, 2, 0.25, 0.2, 0.1
@@ -38,18 +39,6 @@ SMALL = "32:0.67"
 SCALE = (0.5, 1.0)
 
 Curve = list[tuple[float, float]]  # an epoch each: seconds of training until its end, val/acc
-
-
-def some_classes(data_dir: Path, folder: Path, count: int) -> Path:
-    """A data folder with the first so many classes: a list of its own, the images by links."""
-    real = layout.find_root(data_dir).resolve()
-    root = folder / "tiny-imagenet-200"
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "wnids.txt").write_text("\n".join(layout.read_wnids(real)[:count]) + "\n")
-    for name in ("train", "val", "words.txt"):
-        if (real / name).exists() and not (root / name).exists():
-            (root / name).symlink_to(real / name)
-    return folder
 
 
 def ours(data_dir: Path, folder: Path, epochs: int) -> Curve:
@@ -184,7 +173,9 @@ def main() -> None:
 def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
     """Both curves; what lies in the folder from an earlier call of the same kind is not redone."""
     asked = {"classes": options.classes, "epochs": options.epochs}
-    subset = some_classes(options.data_dir, folder / "data", options.classes)
+    subset = folder / "data"
+    if not subset.exists():
+        write_subset(options.data_dir, subset, options.classes)
     curves = {}
     for way, train in WAYS.items():
         done = folder / f"{way}.json"
@@ -199,4 +190,4 @@ def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(lambda _: main())

@@ -324,3 +324,25 @@ def test_a_name_that_is_no_text_is_a_name(data_dir, tree):
     shutil.copy(images / f"{WNIDS[0]}_3.JPEG", path)
     loaded = data.load("tiny-imagenet", data_dir)
     assert str(path.relative_to(tree)) in [loaded.file(i) for i in range(len(loaded.labels))]
+
+
+def test_a_subset_is_a_data_set_of_its_own(data_dir, tmp_path):
+    call = ["subset", str(tmp_path / "small"), "--classes=2", f"--data_dir={data_dir}"]
+    done = run("data.py", *call, "--images=5")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'small'}: 10 training images of 2 classes, by links\n"
+    whole, small = (data.load("tiny-imagenet", one) for one in (data_dir, tmp_path / "small"))
+    assert list(small.cache.names) == list(whole.cache.names[:2])
+    assert len(small.labels) == 2 * (5 + 4)
+    where = {name: place for place, name in enumerate(whole.cache.files)}
+    same = [where[name] for name in small.cache.files]
+    np.testing.assert_array_equal(small.images, whole.images[same])
+    np.testing.assert_array_equal(small.cache.boxes, whole.cache.boxes[same])
+    for folder, flag, words in (
+        ("small", "--classes=2", "is there already"),
+        ("other", "--classes=4", "classes=4: there are 2 to 3"),
+        ("other", "--images=0", "images=0"),
+    ):
+        with pytest.raises(Mistake, match=words):
+            data.main(["subset", f"{tmp_path}/{folder}", "--classes=2", flag, call[3]])
+    assert sorted(os.listdir(tmp_path)) == ["data", "small"]

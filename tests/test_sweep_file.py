@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 import sweep_file
-from cli import Mistake
 from conftest import REPO, assert_mistake, run
 from sweep_file import check, most_epochs
 from sweep_parameters import distribution
@@ -375,32 +374,8 @@ def test_the_command(tmp_path):
         assert words in bad.stderr
         assert "Traceback" not in bad.stderr
     assert_mistake(run("sweep.py", "check", "nowhere.yaml"), "nowhere.yaml", "No such file")
-    assert sweep_file.check(GOOD, REPO).warnings == []
 
 
-def test_each_agent_has_its_own_device_or_its_share_of_the_threads(monkeypatch):
-    import agents
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
-    pinned = {"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}
-    assert [env for _, env in agents.places(None)] == [*pinned]
-    assert [env for _, env in agents.places(3)] == [*pinned, pinned[0]]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    monkeypatch.setattr(agents, "cores", lambda: 8)
-    assert [env for _, env in agents.places(3)] == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert [env for _, env in agents.places(None)] == [{"OMP_NUM_THREADS": "8"}]
-
-
-def test_a_run_of_several_devices_has_them_all(monkeypatch):
-    import agents
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")
-    several = {"TINYSWEEP_PROCESSES": "2"}
-    pairs = [{"CUDA_VISIBLE_DEVICES": two, **several} for two in ("0,1", "2,3")]  # 4 is left over
-    assert [env for _, env in agents.places(None, 2)] == pairs
-    assert [env for _, env in agents.places(3, 2)] == [*pairs, pairs[0]]
-    with pytest.raises(Mistake, match="--devices 6: there are 5 GPUs"):
-        agents.places(None, 6)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(agents, "cores", lambda: 8)
-    assert [env for _, env in agents.places(2, 2)] == [{"OMP_NUM_THREADS": "2", **several}] * 2
+@pytest.mark.parametrize("name", ["sweep.yaml", "sweep_cpu.yaml", "demo.yaml"])
+def test_what_is_shipped_has_no_warning(name):
+    assert sweep_file.check(yaml.safe_load((REPO / name).read_text()), REPO).warnings == []
