@@ -48,7 +48,7 @@ class Config:
     dataset: str = _choice("tiny-imagenet", "data set", DATASETS)
     data_dir: str = _plain("data", "the folder that contains the data set's folder")
     split: str = _choice(
-        "pooled", "train and val pooled, then val_fraction of each class; or as published", SPLITS
+        "pooled", "train + val pooled, val_fraction of each class held out; or as published", SPLITS
     )
     val_fraction: float = _number(0.3, "share of every class that validates", 0, 0.9, above=True)
     split_seed: int = _number(0, "decides which images validate, alone", 0, 2**31 - 1)

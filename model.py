@@ -11,10 +11,10 @@ the pooling, `model.forward_head(maps)` the logits; one after the other they are
 Initialisation, `timm` unless asked otherwise: convolutions are Kaiming normal, fan out, as in He et
 al. (2015) and in timm, whose ResNets also start the last norm of each residual branch at zero:
 every block begins as the identity, and the first steps bear a large learning rate. Linear layers
-keep torch's default. `ones` starts all norms at one. `torch` is what layers draw by themselves
-(Kaiming uniform with a small gain: but for the stem the weights are 1.7 to 2.4 times smaller, so
-under batch norm the same learning rate moves them further); code that says nothing about
-initialisation has it.
+keep torch's default. `ones` starts all norms at one. `torch` is each layer's own default
+(Kaiming uniform with a small gain: outside the stem the weights are 1.7 to 2.4 times smaller, so
+under batch norm the same learning rate moves them further); code that sets no initialisation gets
+it.
 """
 
 import contextlib

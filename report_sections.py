@@ -103,7 +103,9 @@ def notices(findings: Findings) -> list[Html]:
         told.append([f"The studies search for different things: {many}. Here all runs are "
                      f"compared by {findings.metric}."])  # fmt: skip
     found = [notice(*lines) for lines in told]
-    rest = what_is_not_over(findings)
+    drawn, there = len(charts.painted(findings)), len(findings.main)
+    many = f"The charts draw the best {drawn} of {there:,} runs." if drawn < there else ""
+    rest = " ".join(filter(None, (what_is_not_over(findings), many)))
     return [*found, tag("p", rest, class_="soft")] if rest else found
 
 

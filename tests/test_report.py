@@ -13,8 +13,10 @@ import page
 import report
 import report_best
 import report_certainty
+import report_charts
 import report_findings as findings
 import report_parameters
+import report_sections
 from cli import Mistake
 from collection import PastRun, PastStudy, collect, read_studies
 from conftest import assert_mistake, run
@@ -281,6 +283,14 @@ def test_plotly_takes_every_chart(tmp_path):
         figure = json.loads(re.sub(r'"\$[a-z]+( [\d.]+)?"', '"red"', text))
         Figure(figure["data"], figure["layout"])
         Figure(layout=figure.get("narrow"))
+
+
+def test_of_very_many_runs_the_best_are_drawn():
+    many = Findings.of([made(f"r{n}", [n / 1000], max_lr=0.1 + n / 1000) for n in range(250)])
+    drawn = report_charts.painted(many)
+    assert (len(drawn), drawn[0].name, drawn[-1].name) == (200, "r50", "r249")
+    (told,) = report_sections.notices(many)
+    assert "The charts draw the best 200 of 250 runs." in told
 
 
 # The command --------------------------------------------------------------------------------------
