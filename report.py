@@ -151,11 +151,11 @@ def main(arguments: list[str]) -> int:
         return diff(arguments[1:])
     options = _parser().parse_args(arguments)
     command = shlex.join(["python", "report.py", *arguments])
-    output = check_output(options.output or Path("report.html"))
     if options.workspace and not options.wandb:
         raise Mistake("--workspace is a view at W&B: give --wandb ENTITY/PROJECT as well")
     if options.wandb is not None:
         return at_wandb(options, command)
+    output = check_output(options.output or Path("report.html"))
     paths = options.paths or [Path("runs")]
     write_page(collect(paths), read_studies(paths), command, output)
     return 0
@@ -170,7 +170,8 @@ def at_wandb(options: argparse.Namespace, command: str) -> int:
     if options.output:
         from report_from_wandb import collect_from_wandb
 
-        write_page(*collect_from_wandb(options.wandb), command, options.output)
+        output = check_output(options.output)
+        write_page(*collect_from_wandb(options.wandb), command, output)
         return 0
     from report_wandb import publish_report, save_workspace
 

@@ -207,7 +207,7 @@ def seeds(best: Entry, entries: Iterable[Entry]) -> list[float]:
 
 
 def failed_seeds(best: Entry, entries: Iterable[Entry]) -> int:
-    """Those of its config that have no run which finished."""
+    """Seeds of its config of which every run failed."""
     wanted = _but_seed(best.run.config)
     alike = [one.run for one in entries if _but_seed(one.run.config) == wanted]
     done = {run.config.get("seed") for run in alike if run.state not in FAILED}

@@ -59,7 +59,7 @@ def colour(findings: Findings, entry: Entry) -> str:
 
 def painted(findings: Findings) -> list[Entry]:
     """The runs of the charts in the order in which they are drawn: the best one last. Of very many
-    the best: a browser takes seconds for each hundred lines, and nobody could tell them apart.
+    only the best are: nobody could tell more lines apart.
     """
     return findings.main[:MOST_DRAWN][::-1]
 

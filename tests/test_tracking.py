@@ -12,7 +12,7 @@ import pytest
 from sweeps import assert_whole
 from wandb_server import WandbServer
 
-from runs import ANNOUNCED, PAUSES, TIMEOUT_S, exit_code, offline_record, summary
+from runs import ANNOUNCED, PAUSES, TIMEOUT_S, Run, exit_code, offline_record, summary
 
 SWEEP = "wandb_version: 1\nmax_lr:\n  value: 0.02\n"
 
@@ -28,6 +28,13 @@ def test_without_a_login_the_run_is_offline_and_says_how_to_hand_it_over(start, 
 
 def epochs_at(server: WandbServer) -> list[int]:
     return sorted(row["epoch"] for row in server.runs["run"].history if "val/acc" in row)
+
+
+def after_an_epoch(start, folder: Path, **env: str) -> Run:
+    """A run of two epochs, in its second one."""
+    run = start(folder, epochs=2, patch=PAUSES["training"], env=env)
+    run.until_epoch(1)
+    return run
 
 
 @pytest.mark.slow
@@ -57,8 +64,7 @@ def test_a_killed_run_that_went_on_names_all_that_is_to_be_handed_over(start, tm
 def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, sent):
     with WandbServer() as server:
         env = {**server.env, "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL": "1" if sent else "3600"}
-        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=env)
-        run.until_epoch(1)
+        run = after_an_epoch(start, tmp_path, **env)
         if sent:
             run.until(lambda: epochs_at(server) == [1] or run.ended)
         run.kill()
@@ -72,8 +78,7 @@ def test_a_killed_run_that_goes_on_sends_what_was_not_sent(start, tmp_path, sent
 def test_what_did_not_arrive_at_the_end_of_a_start_is_sent_by_the_next(start, tmp_path):
     """As of a preempted run that was killed while it waited for the server."""
     with WandbServer() as server:
-        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
-        run.until_epoch(1)
+        run = after_an_epoch(start, tmp_path, **server.env)
         run.signal(signal.SIGUSR1)
         assert run.wait() == 143, run.text
         stored = server.runs["run"]
@@ -88,8 +93,7 @@ def test_what_did_not_arrive_at_the_end_of_a_start_is_sent_by_the_next(start, tm
 @pytest.mark.slow
 def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tmp_path):
     with WandbServer() as server:
-        run = start(tmp_path, epochs=2, patch=PAUSES["training"], env=server.env)
-        run.until_epoch(1)
+        run = after_an_epoch(start, tmp_path, **server.env)
         run.until(lambda: epochs_at(server) == [1] or run.ended)
         run.kill()
         assert epochs_at(server) == [1]
@@ -101,8 +105,7 @@ def test_epochs_of_a_start_online_are_not_in_the_record_of_one_offline(start, tm
 
 @pytest.mark.slow
 def test_an_online_run_names_the_part_that_was_tracked_offline(start, tmp_path):
-    run = start(tmp_path, epochs=2, patch=PAUSES["training"])
-    run.until_epoch(1)
+    run = after_an_epoch(start, tmp_path)
     run.signal(signal.SIGUSR1)
     assert run.wait() == 143, run.text
     (record,) = (run.folder / "wandb").glob("offline-run-*")
