@@ -90,10 +90,10 @@ class Learner:
             # Norms have the same statistics everywhere by themselves.
             return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
-    def _compile(self, total_steps: int) -> Callable | None:
+    def _compile(self, total_steps: int) -> Callable:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
         if not compiling.wanted(self.config.compile, self.device, self.amp, total_steps):
-            return None
+            return self.trained
         if missing := compiling.missing(self.device):
             raise Mistake(f"compile=true needs {missing}")
         # Who did not ask for it gets no failure from it: what does not compile runs as it is.
@@ -134,7 +134,7 @@ class Learner:
             images = images.new_zeros(1, *images.shape[1:])
         # Of the whole batch, so that all decide alike: compiled, sums come in another order.
         whole = batch.whole == self.config.batch_size
-        forward = self.compiled if whole and self.compiled else self.trained
+        forward = self.compiled if whole else self.trained
         self._search(whole)
         logits = self._run(forward, images, self.training_size).float()[:count]
         loss = self._loss(logits, batch)

@@ -171,10 +171,15 @@ def test_another_seed_gives_other_bits(start, tmp_path, undisturbed):
     assert history(run.folder) != history(undisturbed)
 
 
-@pytest.mark.slow  # compiling takes a minute
-def test_compiled_there_is_one_graph_a_resolution(start, tmp_path):
-    patch = """
-import training
+@pytest.mark.parametrize(
+    "backend",
+    ["eager", pytest.param("inductor", marks=pytest.mark.slow)],  # which takes a minute
+)
+def test_compiled_there_is_one_graph_a_resolution(backend, start, tmp_path):
+    patch = f"backend = '{backend}'"
+    patch += """
+import functools, torch, training
+torch.compile = functools.partial(torch.compile, backend=backend)
 real_end = training.Training.end
 def end(self, tracker, check):
     from torch._dynamo.utils import counters
