@@ -152,7 +152,7 @@ def test_a_report_about_a_sweep(call, server, made):
     accuracy = f"validation accuracy {100 * best.value:.1f}%"
     assert f"The best of 2 runs is {best.name}: {accuracy} (± " in told
     assert f" points, standard error, 40 images) after epoch {best.epoch} of 2." in told
-    assert f"The next, {second.name}, is " in told
+    assert f"The next, {second.name}, " in told
     assert f"The best run has max_lr {RATES[best.name]}." in told
     assert "lift of" in told
     assert "sweep.py confirm" not in told  # there is no study on this disk
