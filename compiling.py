@@ -8,19 +8,21 @@ from pathlib import Path
 
 import torch
 
+import cpu
+
 # Below so many steps the minutes of compiling are not won back.
 FROM_STEPS = {"cuda": 5_000, "cpu": 2_000}
 
 
 def wanted(compile: str, device: torch.device, amp: bool, total_steps: int) -> bool:
-    """`auto`: where the run is long enough to win its compiling back; on a CPU in bf16 only: in
-    float32 the convolutions are nearly all of a step, and they are the same ones.
+    """`auto`: where the run is long enough to win its compiling back; on a CPU with AMX only: on
+    others the convolutions are nearly all of a step, and they are the same ones.
     """
     if compile != "auto":
         return compile == "true"
     if total_steps < FROM_STEPS.get(device.type, math.inf) or missing(device):
         return False
-    return device.type == "cuda" or amp
+    return device.type == "cuda" or (amp and cpu.has_amx())
 
 
 def missing(device: torch.device) -> str:

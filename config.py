@@ -122,9 +122,9 @@ class Config:
     # speed
     device: str = _plain("auto", "auto, cpu, cuda, cuda:1, mps")
     amp: str = _choice("auto", "bf16 autocast; auto: where the device gains by it", SWITCH)
-    compile: str = _choice("auto", "torch.compile; auto: in long runs on a GPU, or in bf16", SWITCH)
+    compile: str = _choice("auto", "torch.compile; auto: in long runs on a GPU or with AMX", SWITCH)
     winograd: str = _choice(
-        "auto", "on a CPU in float32: 3x3 convolutions by fewer products; auto: if it gains", SWITCH
+        "auto", "on a CPU: 3x3 convolutions by fewer products; auto: where it gains", SWITCH
     )
     resolution_schedule: str = _plain(
         resolution.FULL,

@@ -16,9 +16,16 @@ def multiplies_bf16() -> bool:
     return bool({"amx_bf16", "avx512_bf16"} & _flags())
 
 
-def multiplies_in_halves() -> bool:
-    """Whether its vectors have 256 bits, not 512: there products are dear and memory is not."""
-    return "avx2" in _flags() and "avx512f" not in _flags()
+def has_amx() -> bool:
+    return "amx_bf16" in _flags()
+
+
+def products_are_dear(bf16: bool) -> bool:
+    """Against memory: with vectors of 256 bits, and of bf16 without AMX."""
+    flags = _flags()
+    if bf16:
+        return "avx512_bf16" in flags and not has_amx()
+    return "avx2" in flags and "avx512f" not in flags
 
 
 def _flags() -> set[str]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import compiling
+import cpu
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_triton_takes_no_flags(monkeypatch):
     assert compiling.missing(torch.device("cuda")) == "a C compiler, and there is no true -O2"
 
 
-COMPILES = [  # compile, device, amp, steps, compiler: whether
+COMPILES = [  # compile, device, bf16, steps, compiler: whether, with AMX
     ("true", "cpu", False, 1, True, True),
     ("true", "cuda", True, 1, False, True),  # and it is said what is missing
     ("false", "cuda", True, 10**6, True, False),
@@ -49,4 +50,8 @@ COMPILES = [  # compile, device, amp, steps, compiler: whether
 @pytest.mark.parametrize(("compile", "device", "amp", "steps", "compiler", "expected"), COMPILES)
 def test_auto_compiles_where_it_pays(monkeypatch, compile, device, amp, steps, compiler, expected):
     monkeypatch.setattr(compiling, "missing", lambda _: "" if compiler else "one")
-    assert compiling.wanted(compile, torch.device(device), amp, steps) == expected
+    for amx in (True, False):
+        monkeypatch.setattr(cpu, "has_amx", lambda amx=amx: amx)
+        without = expected and (device != "cpu" or compile == "true")
+        found = compiling.wanted(compile, torch.device(device), amp, steps)
+        assert found == (expected if amx else without)

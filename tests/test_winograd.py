@@ -122,25 +122,66 @@ def test_what_is_left_as_it_is(layer):
     assert not winograd.suits(layer)
 
 
-def test_small_maps_and_bf16_go_the_direct_way():
+def test_small_maps_go_the_direct_way():
     layer = winograd.Convolution(128, 128, 3, padding=1, bias=False)
-    for size in (3, 8):
-        x = torch.randn(2, 128, size, size)
-        with torch.autocast("cpu", torch.bfloat16, enabled=size == 8):
-            y = layer(x)
-            assert torch.equal(y, conv2d(x, layer.weight, padding=1))
+    x = torch.randn(2, 128, 3, 3)
+    assert torch.equal(layer(x), conv2d(x, layer.weight, padding=1))
 
 
-WANTED = [  # winograd, device, amp, flags, threads: whether
+def in_bf16(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
+    x = x.clone(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    return [y.detach(), *torch.autograd.grad(y, (x, layer.weight), gradient.to(y.dtype))]
+
+
+@pytest.mark.parametrize("pixels", [8, 15, 16])
+def test_in_bf16_it_rounds_by_a_hundredth(pixels):
+    torch.manual_seed(1)
+    layer = winograd.Convolution(256, 264, 3, padding=1, bias=False)
+    x, gradient = (torch.randn(4, n, pixels, pixels) for n in (256, 264))
+    found = in_bf16(layer, x, gradient)
+    wide = x.double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    y = conv2d(*wide, padding=1)
+    for one, exact in zip(
+        found, (y, *torch.autograd.grad(y, wide, gradient.double())), strict=True
+    ):
+        error = (one - exact).norm() / exact.norm()
+        assert 0.005 < error < 0.02  # directly: 0.002
+    assert found[2].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("channels", "pixels", "training"),
+    [(256, 8, False), (192, 8, True), (256, 6, True), (256, 9, True)],
+    ids=["measured", "few channels", "margins of 6", "margins of 9"],
+)
+def test_in_bf16_what_gains_little_goes_the_direct_way(channels, pixels, training):
+    torch.manual_seed(1)
+    layer = winograd.Convolution(channels, 256, 3, padding=1, bias=False).train(training)
+    x, gradient = (torch.randn(2, n, pixels, pixels) for n in (channels, 256))
+    plain = nn.Conv2d(channels, 256, 3, padding=1, bias=False)
+    plain.weight = layer.weight
+    for one, other in zip(*(in_bf16(one, x, gradient) for one in (layer, plain)), strict=True):
+        assert torch.equal(one, other)
+
+
+AMX = "avx2 avx512f avx512_bf16 amx_bf16"
+WANTED = [  # winograd, device, bf16, flags, threads: whether
     ("auto", "cpu", False, "avx avx2 fma", 2, True),
     ("auto", "cpu", False, "avx avx2 fma", 16, False),
     ("auto", "cpu", False, "avx2 avx512f", 2, False),
     ("auto", "cpu", False, "", 2, False),
     ("auto", "cpu", True, "avx2", 2, False),
+    ("auto", "cpu", True, "avx2 avx512f avx512_bf16", 2, True),
+    ("auto", "cpu", True, "avx2 avx512f avx512_bf16", 16, False),
+    ("auto", "cpu", True, AMX, 2, False),
     ("auto", "cuda", False, "avx2", 2, False),
+    ("auto", "cuda", True, "avx2 avx512f avx512_bf16", 2, False),
     ("false", "cpu", False, "avx2", 2, False),
     ("true", "cpu", False, "avx2 avx512f", 16, True),
-    ("true", "cpu", True, "avx2", 2, False),
+    ("true", "cpu", True, AMX, 16, True),
     ("true", "cuda", False, "avx2", 2, False),
 ]
 
