@@ -86,7 +86,8 @@ def draw_box(tile: Image.Image, box: Sequence[int], size: int) -> Image.Image:
     if x0 >= 0 and x1 > x0 and y1 > y0:
         drawn = ImageDraw.Draw(tile)
         drawn.rectangle((x0, y0, x1, y1), outline=(0, 0, 0), width=3)
-        drawn.rectangle((x0 + 1, y0 + 1, x1 - 1, y1 - 1), outline=(255, 255, 255), width=1)
+        inside = x0 + 1, y0 + 1, max(x0 + 1, x1 - 1), max(y0 + 1, y1 - 1)  # also of thin ones
+        drawn.rectangle(inside, outline=(255, 255, 255), width=1)
     return tile
 
 
