@@ -152,6 +152,8 @@ class Config:
             )
         if 0 < self.center_crop < 8:
             raise Mistake(f"center_crop={self.center_crop} must be 8 to 1024, or 0 for none")
+        if self.compile == self.winograd == "true":
+            raise Mistake("compile=true and winograd=true exclude each other")
         stages = resolution.parse(self.resolution_schedule)
         if self.image_size:
             resolution.check_sizes(stages, self.image_size)

@@ -57,7 +57,10 @@ class Learner:
         classes = len(data.cache.classes)
         self.model = models.create_model(config.model, classes, self.image_size, config.init)
         self.model.to(self.device, memory_format=torch.channels_last)
-        self.winograd = wants_winograd(config.winograd, self.device, self.amp)
+        # What is compiled has torch's own convolutions.
+        self.winograd = config.compile != "true" and wants_winograd(
+            config.winograd, self.device, self.amp
+        )
         if self.winograd:
             winograd.replace(self.model)
         if ranks.several:
@@ -92,7 +95,8 @@ class Learner:
 
     def _compile(self, total_steps: int) -> Callable:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
-        if not compiling.wanted(self.config.compile, self.device, self.amp, total_steps):
+        wanted = compiling.wanted(self.config.compile, self.device, self.amp, total_steps)
+        if self.winograd or not wanted:
             return self.trained
         if missing := compiling.missing(self.device):
             raise Mistake(f"compile=true needs {missing}")
@@ -270,7 +274,7 @@ def wants_winograd(winograd: str, device: torch.device, amp: bool) -> bool:
         return False
     if winograd != "auto":
         return winograd == "true"
-    return cpu.products_are_dear(amp) and torch.get_num_threads() <= WINOGRAD_UP_TO_THREADS
+    return cpu.gains_by_fewer_products(amp) and torch.get_num_threads() <= WINOGRAD_UP_TO_THREADS
 
 
 def seed_torch(*key: int) -> None:

@@ -24,7 +24,7 @@ from torch.nn.grad import conv2d_input
 # With fewer channels the transforms cost more than they save.
 FROM_CHANNELS = 64  # the gradient of the weights
 FROM_CHANNELS_ALL = 128  # outputs, and the gradient of the input
-FROM_CHANNELS_BF16 = 256  # all three
+FROM_CHANNELS_BF16, FROM_TILES_BF16, MOST_COVERED_BF16 = 256, 256, 1.25  # all three
 PART_BYTES = 64 * 2**20  # of transformed tiles at a time: so many images at once
 
 
@@ -71,17 +71,20 @@ class Convolution(nn.Conv2d):
             return super().forward(x)
         if not torch.is_autocast_enabled("cpu"):
             return _Winograd.apply(x, self.weight)
-        if not self.training or not _gains_in_bf16(self, *x.shape[2:]):
+        if not self.training or not _gains_in_bf16(x.shape, self.weight):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return _Winograd.apply(x.to(torch.bfloat16), self.weight)
 
 
-def _gains_in_bf16(layer: nn.Conv2d, height: int, width: int) -> bool:
-    """Products are cheap, so there must be many for each value, and few at the margins."""
-    covered = 16 * _tiled(height) * _tiled(width)
-    channels = min(layer.in_channels, layer.out_channels)
-    return channels >= FROM_CHANNELS_BF16 and covered <= 1.5 * height * width
+def _gains_in_bf16(x: torch.Size, weight: torch.Tensor) -> bool:
+    """Products are cheap there: it needs many for each value, tiles enough for the kernels, and
+    few of their pixels beyond the margins.
+    """
+    count, height, width = x[0], *x[2:]
+    tiles = _tiled(height) * _tiled(width)
+    fits = 16 * tiles <= MOST_COVERED_BF16 * height * width
+    return fits and count * tiles >= FROM_TILES_BF16 and min(weight.shape[:2]) >= FROM_CHANNELS_BF16
 
 
 def replace(model: nn.Module) -> None:
@@ -152,10 +155,14 @@ def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype)
     (n, inputs, height, width), outputs = x.shape, gradient.shape[1]
     use = transforms(x.dtype)
     sums = x.new_zeros(36, inputs, outputs, dtype=dtype)
-    tiles = _tiled(height) * _tiled(width)
-    for part in _parts(n, tiles * max(inputs, outputs), x.dtype):
+    count = _tiled(height) * _tiled(width)
+    for part in _parts(n, count * max(inputs, outputs), x.dtype):
         blocks = (use.output.T @ _blocks(gradient[part])).view(36, -1, outputs)
-        sums += torch.bmm(_tiles(x[part]).transpose(1, 2), blocks)
+        tiles = _tiles(x[part]).transpose(1, 2)
+        if x.dtype == dtype:
+            sums.baddbmm_(tiles, blocks)
+        else:
+            sums += torch.bmm(tiles, blocks)
     sums = transforms(dtype).kernel.T @ sums.view(36, -1)
     sums = sums.view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
     return sums.contiguous(memory_format=torch.channels_last)

@@ -97,6 +97,10 @@ BAD_RECIPES = {
         "schedule: cyclic\nbase_lr: 0.2\n",
         ["base_lr=0.2", "max_lr=0.1"],
     ),
+    "two that exclude each other": (
+        "compile: true\nwinograd: true\n",
+        ["compile=true", "winograd=true"],
+    ),
     "a number base 60 for a text": (
         "resolution_schedule: 32:0.67\n",
         ["resolution_schedule=1920.67", "YAML needs quotes around this one"],

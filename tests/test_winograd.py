@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import conv2d
 
+import compiling
 import cpu
 import data
 import learner
@@ -75,7 +76,12 @@ def test_what_is_replaced():
     assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_a_step_of_a_learner(shapes_dir):
+@pytest.mark.parametrize(
+    ("amp", "errors"),  # of the loss, of the logits, of the maps
+    [("false", (1e-4, 1e-2, 3e-2)), ("true", (1e-2, 0.2, 0.3))],
+    ids=["float32", "bf16"],
+)
+def test_a_step_of_a_learner(amp, errors, shapes_dir):
     """Wired in, with averaged weights and the explainer's copy: the same but for rounding."""
     loaded = data.load("shapes", shapes_dir)
     after = {}
@@ -84,7 +90,7 @@ def test_a_step_of_a_learner(shapes_dir):
             dataset="shapes",
             winograd=choice,
             device="cpu",
-            amp="false",
+            amp=amp,
             init="ones",
             ema=0.5,
             max_lr=0.01,
@@ -92,16 +98,33 @@ def test_a_step_of_a_learner(shapes_dir):
         )
         made = learner.Learner(config, loaded, 1)
         fast = any(isinstance(one, winograd.Convolution) for one in made.model.modules())
-        assert fast == (choice == "true")
-        (batch,) = itertools.islice(epoch_of(train_loader(loaded, Augmentation(), 8, 0), 1), 1)
+        assert fast == made.winograd == (choice == "true")
+        (batch,) = itertools.islice(epoch_of(train_loader(loaded, Augmentation(), 16, 0), 1), 1)
         made.begin_epoch(1)
         loss, _ = made.train_step(batch)
         made.begin_measuring()
         logits, _ = made.measure(batch.images)
         maps = Explainer(made)(batch.images[:2].numpy(), np.array([0, 1]))[1]
         after[choice] = loss, logits, torch.from_numpy(maps)
-    for one, other, error in zip(*after.values(), (1e-4, 1e-2, 3e-2), strict=True):
+    for one, other, error in zip(*after.values(), errors, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=error), (one - other).abs().max()
+    (_, logits, _), (_, others, _) = after.values()
+    assert not torch.equal(logits, others)
+
+
+@pytest.mark.parametrize(
+    ("compile", "wanted", "expected"),
+    [("true", "auto", False), ("auto", "true", True), ("auto", "auto", True)],
+)
+def test_what_is_compiled_has_torchs_own(monkeypatch, shapes_dir, compile, wanted, expected):
+    monkeypatch.setattr(cpu, "gains_by_fewer_products", lambda _: True)
+    monkeypatch.setattr(compiling, "missing", lambda _: "")
+    monkeypatch.setattr(compiling, "FROM_STEPS", {"cpu": 1})
+    monkeypatch.setattr(cpu, "has_amx", lambda: True)
+    config = Config(dataset="shapes", winograd=wanted, compile=compile, device="cpu", amp="true")
+    made = learner.Learner(config, data.load("shapes", shapes_dir), 10)
+    assert made.winograd == expected
+    assert (made.compiled is made.trained) == expected
 
 
 @pytest.mark.parametrize(
@@ -136,11 +159,13 @@ def in_bf16(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[t
     return [y.detach(), *torch.autograd.grad(y, (x, layer.weight), gradient.to(y.dtype))]
 
 
-@pytest.mark.parametrize("pixels", [8, 15, 16])
-def test_in_bf16_it_rounds_by_a_hundredth(pixels):
+@pytest.mark.parametrize(("images", "pixels"), [(64, 8), (16, 15), (16, 16)])
+@pytest.mark.parametrize("part", [1, 10**9])
+def test_in_bf16_it_rounds_by_a_hundredth(monkeypatch, images, pixels, part):
+    monkeypatch.setattr(winograd, "PART_BYTES", part)
     torch.manual_seed(1)
     layer = winograd.Convolution(256, 264, 3, padding=1, bias=False)
-    x, gradient = (torch.randn(4, n, pixels, pixels) for n in (256, 264))
+    x, gradient = (torch.randn(images, n, pixels, pixels) for n in (256, 264))
     found = in_bf16(layer, x, gradient)
     wide = x.double().requires_grad_(), layer.weight.detach().double().requires_grad_()
     y = conv2d(*wide, padding=1)
@@ -153,14 +178,14 @@ def test_in_bf16_it_rounds_by_a_hundredth(pixels):
 
 
 @pytest.mark.parametrize(
-    ("channels", "pixels", "training"),
-    [(256, 8, False), (192, 8, True), (256, 6, True), (256, 9, True)],
-    ids=["measured", "few channels", "margins of 6", "margins of 9"],
+    ("images", "channels", "pixels", "training"),
+    [(16, 256, 16, False), (16, 192, 16, True), (15, 256, 16, True), (64, 256, 7, True)],
+    ids=["measured", "few channels", "few tiles", "wide margins"],
 )
-def test_in_bf16_what_gains_little_goes_the_direct_way(channels, pixels, training):
+def test_in_bf16_what_gains_little_goes_the_direct_way(images, channels, pixels, training):
     torch.manual_seed(1)
     layer = winograd.Convolution(channels, 256, 3, padding=1, bias=False).train(training)
-    x, gradient = (torch.randn(2, n, pixels, pixels) for n in (channels, 256))
+    x, gradient = (torch.randn(images, n, pixels, pixels) for n in (channels, 256))
     plain = nn.Conv2d(channels, 256, 3, padding=1, bias=False)
     plain.weight = layer.weight
     for one, other in zip(*(in_bf16(one, x, gradient) for one in (layer, plain)), strict=True):
