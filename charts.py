@@ -180,6 +180,28 @@ def learning_rates(
     return figure
 
 
+def trials(rows: Sequence[dict[str, Any]], parameters: dict[str, bool], images: int) -> Figure:
+    """What a sweep's trials reached, over each parameter (whether it was drawn by its logarithm),
+    with the standard errors of so many images.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4))
+        axes = figure.subplots(1, len(parameters), sharey=True, squeeze=False)[0]
+        accs = np.array([float(row["val/acc"]) for row in rows])
+        errors = np.sqrt(accs * (1 - accs) / images)
+        best = accs.argmax()
+        for axis, (key, logarithmic) in zip(axes, parameters.items(), strict=True):
+            tried = [float(row[key]) for row in rows]
+            axis.errorbar(tried, accs, errors, fmt="o", color=VAL, ecolor=MARK, ms=6, lw=1)
+            axis.plot(tried[best], accs[best], "o", color=TRAIN, ms=9, label="the best")
+            axis.set_xscale("log" if logarithmic else "linear")
+            axis.set_xlabel(key)
+        axes[0].set_ylabel("validation accuracy")
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1))
+        axes[0].legend(loc="lower right")
+    return figure
+
+
 def _bars(axis, words: Sequence[str], values: np.ndarray, unit: str, written: str = "{:.0%}"):
     places = np.arange(len(words))
     axis.barh(places, values, color=VAL, alpha=0.8, height=0.7)

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from past import write_run
 
-from bench.results import RESULTS, recipe_of, without_places
+from bench.results import RESULTS, SWEEPS, recipe_of, without_places
 from collection import read_history
 from conftest import REPO, assert_mistake, run
+from study_folder import create
+from sweep_file import read
 
-KEPT = sorted(RESULTS.glob("*/"))
+RUNS = [folder for folder in sorted(RESULTS.glob("*/")) if recipe_of(folder.name) not in SWEEPS]
 
 
 def results(*arguments, to: Path):
@@ -49,6 +51,33 @@ def test_a_run_without_boxes_has_no_chart_of_where_it_looked(tmp_path):
     assert not (tmp_path / "best" / "localisation.png").exists()
 
 
+def test_text_and_chart_of_a_sweep(tmp_path):
+    study = create(tmp_path / "study", read(REPO / "sweep_cpu.yaml"))
+    assert_mistake(results(study.folder, "sweep_cpu", to=tmp_path), "no trial has measured val/acc")
+    for number in range(3):
+        given = {"max_lr": 0.02 * 5**number, "aug_strength": number / 2}
+        lacks = {"epochs": 0} if number == 2 else {"reached": 0.2 + number / 10}
+        run = write_run(tmp_path / "runs", f"cpu-{number}", **lacks, **given)
+        job = {"run_id": run.name, "run": str(run), "parameters": given}
+        study.optuna.ask().set_user_attr("job", job)
+    done = results(study.folder, "sweep_cpu", to=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = tmp_path / "sweep_cpu"
+    texts = {"sweep.yaml", "trials.csv", "about.json"}
+    assert {path.name for path in kept.iterdir()} == {*texts, "trials.png"}
+    rows = list(csv.DictReader((kept / "trials.csv").open()))
+    assert [row["run"] for row in rows] == ["cpu-0", "cpu-1"]
+    assert [(row["max_lr"], row["aug_strength"]) for row in rows] == [
+        ("0.02", "0.0"),
+        ("0.1", "0.5"),
+    ]
+    for row in rows:
+        history = read_history(tmp_path / "runs" / row["run"])
+        best = max(history, key=lambda one: one["val/acc"])
+        assert (int(row["epoch"]), float(row["val/acc"])) == (best["epoch"], best["val/acc"])
+    assert_mistake(results(study.folder, "cpu", to=tmp_path), "cpu: a name begins with one of")
+
+
 def test_commands_are_kept_without_the_places_of_a_machine():
     command = "python train.py --data_dir /mnt/x --max_lr=0.1 --output_dir='/a b' --run_id=r"
     told = without_places({"parameters": 1, "starts": [{"command": command, "cores": 2}]})
@@ -69,7 +98,7 @@ def test_mistakes(tmp_path):
     assert not list(to.iterdir())
 
 
-@pytest.mark.parametrize("folder", KEPT, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_what_the_readme_says_is_what_was_measured(folder):
     lines = (REPO / "README.md").read_text().splitlines()
     (row,) = (line for line in lines if line.startswith(f"| `{recipe_of(folder.name)}` |"))
