@@ -193,12 +193,12 @@ def trials(rows: Sequence[dict[str, Any]], parameters: dict[str, bool], images: 
         for axis, (key, logarithmic) in zip(axes, parameters.items(), strict=True):
             tried = [float(row[key]) for row in rows]
             axis.errorbar(tried, accs, errors, fmt="o", color=VAL, ecolor=MARK, ms=6, lw=1)
-            axis.plot(tried[best], accs[best], "o", color=TRAIN, ms=9, label="the best")
+            axis.plot(tried[best], accs[best], "o", color=TRAIN, ms=9, zorder=3, label="the best")
             axis.set_xscale("log" if logarithmic else "linear")
             axis.set_xlabel(key)
         axes[0].set_ylabel("validation accuracy")
-        axes[0].yaxis.set_major_formatter(PercentFormatter(1))
-        axes[0].legend(loc="lower right")
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes[0].legend(loc="upper left")
     return figure
 
 

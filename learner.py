@@ -260,7 +260,9 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def wants_amp(amp: str, device: torch.device) -> bool:
-    """bf16 where the hardware multiplies it: three to four times as fast there, slower without."""
+    """bf16 where the hardware multiplies it: a CPU with AVX-512 trains twice as fast in it, one with
+    AMX three times, others slower.
+    """
     if amp != "auto":
         return amp == "true"
     if device.type == "cuda":

@@ -107,3 +107,14 @@ def test_what_the_readme_says_is_what_was_measured(folder):
     assert said
     for accuracy, epoch in said:
         assert accuracy == f"{100 * measured[int(epoch) - 1]['val/acc']:.2f}"
+
+
+def test_what_the_readme_says_of_the_sweep():
+    rows = list(csv.DictReader((RESULTS / "sweep_cpu" / "trials.csv").open()))
+    rows.sort(key=lambda row: float(row["val/acc"]))
+    told = " ".join((REPO / "README.md").read_text().split())
+    low, high = (
+        f"{100 * float(row['val/acc']):.1f}% at {float(row['max_lr']):.2g}"
+        for row in (rows[0], rows[-1])
+    )
+    assert f"from {low} to {high}" in told
