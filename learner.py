@@ -260,8 +260,8 @@ def find_device(name: str, ranks: Ranks = ALONE) -> torch.device:
 
 
 def wants_amp(amp: str, device: torch.device) -> bool:
-    """bf16 where the hardware multiplies it: a CPU with AVX-512 trains twice as fast in it, one with
-    AMX three times, others slower.
+    """bf16 where the hardware multiplies it: a CPU with AVX-512 trains twice as fast in it, one
+    with AMX three times, others slower.
     """
     if amp != "auto":
         return amp == "true"

@@ -36,6 +36,7 @@ from sweep_parameters import distribution
 from viz import write_picture
 
 RESULTS = Path(__file__).parent / "results"
+RUNS = sorted(path.parent for path in RESULTS.glob("*/history.csv"))
 RECIPES = sorted(path.stem for path in (RESULTS.parent.parent / "recipes").glob("*.yaml"))
 SWEEPS = sorted(path.stem for path in RESULTS.parent.parent.glob("sweep*.yaml"))
 PLACES = ("--data_dir", "--output_dir", "--run_id")

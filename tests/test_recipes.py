@@ -12,7 +12,7 @@ import yaml
 from small_cifar10 import write_cifar10
 
 import resolution
-from bench.results import RESULTS, recipe_of
+from bench.results import RUNS, recipe_of
 from cli import Mistake
 from collection import read_history
 from config import FIELDS, from_mapping, read_recipe
@@ -93,7 +93,7 @@ def test_published_rates_of_linear_onecycle(changed):
     assert seen[-1][0] == pytest.approx(0.0002, rel=1e-12)
 
 
-@pytest.mark.parametrize("folder", sorted(RESULTS.glob("*/")), ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", RUNS, ids=lambda path: path.name)
 def test_what_was_measured_had_the_rates_of_the_recipe_that_is_here(folder):
     images = read_json(folder / "about.json")["training_images"]
     steps, seen = rates(recipe(recipe_of(folder.name)), images)

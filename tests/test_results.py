@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 from past import write_run
 
-from bench.results import RESULTS, SWEEPS, recipe_of, without_places
+from bench.results import RESULTS, RUNS, recipe_of, without_places
 from collection import read_history
 from conftest import REPO, assert_mistake, run
 from study_folder import create
 from sweep_file import read
-
-RUNS = [folder for folder in sorted(RESULTS.glob("*/")) if recipe_of(folder.name) not in SWEEPS]
 
 
 def results(*arguments, to: Path):
