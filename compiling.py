@@ -16,7 +16,7 @@ FROM_STEPS = {"cuda": 5_000, "cpu": 2_000}
 
 def wanted(compile: str, device: torch.device, amp: bool, total_steps: int) -> bool:
     """`auto`: where the run is long enough to win its compiling back; on a CPU with AMX only: on
-    others the convolutions are nearly all of a step, and they are the same ones.
+    others nothing was won, as most of a step are convolutions, which are torch's own either way.
     """
     if compile != "auto":
         return compile == "true"

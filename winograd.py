@@ -24,7 +24,11 @@ from torch.nn.grad import conv2d_input
 # With fewer channels the transforms cost more than they save.
 FROM_CHANNELS = 64  # the gradient of the weights
 FROM_CHANNELS_ALL = 128  # outputs, and the gradient of the input
-FROM_CHANNELS_BF16, FROM_TILES_BF16, MOST_COVERED_BF16 = 256, 256, 1.25  # all three
+# In bf16, where products are cheap, all three need more channels, tiles for the kernels to pay, and
+# tiles that cover no more pixels than this for each of the map.
+FROM_CHANNELS_BF16 = 256
+FROM_TILES_BF16 = 256
+MOST_COVERED_BF16 = 1.25
 PART_BYTES = 64 * 2**20  # of transformed tiles at a time: so many images at once
 
 
@@ -78,9 +82,6 @@ class Convolution(nn.Conv2d):
 
 
 def _gains_in_bf16(x: torch.Size, weight: torch.Tensor) -> bool:
-    """Products are cheap there: it needs many for each value, tiles enough for the kernels, and
-    few of their pixels beyond the margins.
-    """
     count, height, width = x[0], *x[2:]
     tiles = _tiled(height) * _tiled(width)
     fits = 16 * tiles <= MOST_COVERED_BF16 * height * width
