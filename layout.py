@@ -242,7 +242,11 @@ def _scan(root: Path, path: str, label: int, is_val: bool) -> Folder:
     except (FileNotFoundError, NotADirectoryError):
         return Folder(path, label, is_val, (), b"")
     try:
-        names = sorted(n for n in os.listdir(fd) if n.lower().endswith(IMAGE_ENDINGS))
+        names = sorted(
+            name  # not macOS's `._` files, which lie beside the images in archives made there
+            for name in os.listdir(fd)
+            if name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".")
+        )
         stamps = [_size_and_time(name, fd) for name in names]
     finally:
         os.close(fd)

@@ -78,6 +78,13 @@ def test_a_subset_of_the_classes_leaves_out_their_val_images(tree):
     assert images.labels.max() == 1
 
 
+def test_what_macos_puts_beside_the_images_is_none(tree):
+    before = read(tree)
+    for folder in (tree / f"train/{WNIDS[0]}/images", tree / "val/images"):
+        (folder / "._0.JPEG").write_bytes(b"Mac OS X")
+    assert list(read(tree).files) == list(before.files)
+
+
 def test_image_without_box_and_box_without_image(tree):
     path = tree / f"train/{WNIDS[0]}/{WNIDS[0]}_boxes.txt"
     rows = path.read_text().splitlines()
