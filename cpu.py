@@ -5,6 +5,7 @@ that does not give large blocks back.
 import ctypes
 import os
 import platform
+from functools import cache
 from pathlib import Path
 
 from pool import cores
@@ -47,14 +48,17 @@ def keep_to_allowed_cores() -> None:
         torch.set_num_threads(cores())
 
 
+@cache
 def keep_memory() -> None:
     """Tell glibc's malloc to keep what is freed, for the next step, which needs just as much.
 
     As it comes, it maps each of a step's large blocks anew and unmaps it when it is freed, and the
-    kernel writes zeros into every page of it: 12,000 page faults an image. Where malloc is not
-    glibc's (macOS, musl, a preloaded jemalloc) nothing happens.
+    kernel writes zeros into every page of it: 12,000 page faults an image. Only a fork gives it
+    back, as loader workers would otherwise keep a copy of it for good. Where malloc is not glibc's
+    (macOS, musl, a preloaded jemalloc) nothing happens.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if platform.libc_ver()[0] == "glibc" and mallopt:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
+    libc = ctypes.CDLL(None)
+    if platform.libc_ver()[0] == "glibc" and hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+        os.register_at_fork(before=lambda: libc.malloc_trim(0))

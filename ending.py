@@ -6,6 +6,7 @@ interrupt  Ctrl-C: go on later; a shell sees 130
 """
 
 import contextlib
+import errno
 import os
 import signal
 import time
@@ -21,6 +22,7 @@ from ranks import ALONE, Ranks, of_group
 
 # As torch, CUDA's libraries and cuDNN on a GPU that is nearly full say it.
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
+NO_THREAD = "can't start new thread"  # as Python says it; of a process it is BlockingIOError
 OF_LOADER = ("DataLoader worker", "Pin memory thread")  # how torch begins of what has ended
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 INSISTS_AFTER_S = 2.0  # between two Ctrl-C
@@ -185,7 +187,9 @@ def in_one_line(run: Path, again: str = "") -> Iterator[None]:
 
 
 def is_no_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
@@ -198,6 +202,9 @@ def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
         return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
     if is_no_memory(error):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
+    if isinstance(error, BlockingIOError) or NO_THREAD in str(error):
+        fewer = "are there too many processes (ulimit -u, a container's limit)? try fewer --workers"
+        return Failure(f"{run}: {error}; {fewer}; {again or to_go_on(run)}")
     if isinstance(error, BrokenExecutor):
         return Failure(f"{run}: a process that decodes images was killed; is memory short?")
     if str(error).startswith(OF_LOADER):  # it was killed, or cannot hand its batch over

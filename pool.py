@@ -3,11 +3,13 @@
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 PARENT_CHECK_S = 1.0
@@ -58,4 +60,7 @@ def _start(parent: int) -> None:
 def _die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
-    os._exit(1)
+    try:
+        shutil.rmtree(get_temp_dir(), ignore_errors=True)  # of the socket that hands batches over
+    finally:
+        os._exit(1)

@@ -1,5 +1,11 @@
 import dataclasses
+import os
 import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +13,7 @@ import torch
 
 import data
 from augment import Augmentation
-from conftest import write_tree
+from conftest import REPO, write_tree
 from loader import CachedImages, epoch_of, to_input, train_loader, val_loader
 
 FULL = Augmentation(4, 0.5, 5.0, 16, 2, 0.5, 0.4)
@@ -112,6 +118,31 @@ def test_spawned_workers_would_open_the_cache_instead_of_copying_it(loaded, cent
     received = pickle.loads(sent)
     assert isinstance(received.images, np.memmap)
     np.testing.assert_array_equal(received.images, loaded.images)
+
+
+KILLED = """
+import os, pathlib, sys
+import data, loader
+loaded = data.load("shapes", pathlib.Path(sys.argv[1]))
+batches = iter(loader.val_loader(loaded, 8, workers=1))
+next(batches)
+print(*os.listdir(os.environ["TMPDIR"]), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_workers_of_a_process_that_is_killed_leave_no_folder(shapes_dir):
+    # Short, as the name of a socket in it has 108 characters at most.
+    with tempfile.TemporaryDirectory(prefix="ts-") as folder:
+        env = {**os.environ, "TMPDIR": folder}
+        command = [sys.executable, "-c", KILLED, str(shapes_dir)]
+        done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
+        assert done.returncode == -9, done.stderr
+        assert "pymp-" in done.stdout
+        deadline = time.monotonic() + 10
+        while left := list(Path(folder).iterdir()):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
 
 
 def test_input_is_normalised_channels_last():
