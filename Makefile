@@ -57,7 +57,7 @@ clean: ## remove .venv and caches, never data or runs
 	       "make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@if command -v uv >/dev/null; then uv venv --quiet --allow-existing --python "$(PYTHON)" .venv; \
 	else $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
-	  echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }; \
+	  echo "$(PYTHON) has no venv module: install it (Debian: apt install $(notdir $(PYTHON))-venv)" >&2; exit 1; }; \
 	  $(PYTHON) -m venv .venv; fi
 
 .venv/.installed: requirements.txt | .venv/bin/python

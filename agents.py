@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ KILL_AFTER_S = 60.0  # a run's ending and its last uploads
 RESTART_AFTER_S = 5.0
 CLOCKS_DIFFER_S = 2.0  # of this machine and of the one that keeps the runs
 AGAIN = ("preempted", "interrupted")  # after which a run is begun again
+NO_ERROR = "it printed none"
 GOOD_ENDS = ("finished", "stopped", "preempted", "interrupted")
 
 
@@ -59,6 +61,7 @@ class Agent:
         self.restart_at: float | None = None
 
     def start(self) -> None:
+        self.last_error = NO_ERROR
         limit = ["--count", str(self.count - self.runs)] if self.count else []
         self.restart_at = None
         self.process = subprocess.Popen(
@@ -75,19 +78,19 @@ class Agent:
         self.reader.start()
 
     def _read(self, process: subprocess.Popen) -> None:
-        command, begun, error = [], 0.0, "it printed none"
+        command, begun, error = [], 0.0, NO_ERROR
         for line in process.stdout:
             with contextlib.suppress(OSError):  # nobody reads us; the agent must not block
                 print(f"[{self.name}] {line}", end="", flush=True)
             if "About to run command: " in line:
-                command, begun, error = words_of(line), time.time(), "it printed none"
+                command, begun, error = words_of(line), time.time(), NO_ERROR
             elif re.search(r"error", line, re.IGNORECASE) and tells(line) >= tells(error):
                 error = line.strip()
+            self.last_error = error  # at once: who has left the agent may hold its output open
             ended = re.search(r"Cleaning up finished run: (\S+)", line)
             if ended:
                 self.runs += 1
                 self.ended.append(EndedRun(ended[1], command, begun, error))
-        self.last_error = error
 
     @property
     def works(self) -> bool:
@@ -298,7 +301,7 @@ cd "$SLURM_SUBMIT_DIR" || exit 2
 # 120 s before the time is up the runs are preempted: W&B hands them out again with the same id, and
 # they go on from runs/, which must be a folder that all nodes share.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
-  "{sys.executable}" sweep.py agents {sweep} --workers 1{given}
+  "{sys.executable}" sweep.py agents {shlex.quote(sweep)} --workers 1{given}
 status=$?
 if [ "$status" -eq 143 ]; then scontrol requeue "$SLURM_ARRAY_JOB_ID"_"$SLURM_ARRAY_TASK_ID"; fi
 exit "$status"
@@ -306,7 +309,7 @@ exit "$status"
 
 
 def main(options) -> int:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", options.sweep):
+    if not re.fullmatch(r"[\w.-]+/[^/]+/[\w.-]+", options.sweep):
         raise Mistake(f"{options.sweep!r} must be ENTITY/PROJECT/ID, as `wandb sweep` printed it")
     for flag in ("workers", "count", "max_failures"):
         value = getattr(options, flag)

@@ -28,6 +28,7 @@ class Confirmed:
     in_search: float
     values: dict[int, float]  # seed -> value
     failed: int = 0  # seeds, without a value
+    open: int = 0  # seeds that are not done: another driver is at them, or none
 
     @property
     def mean(self) -> float | None:
@@ -90,17 +91,19 @@ class Confirmation:
         """Best first, those of which every seed failed last; of the seeds that are done."""
         found = []
         for one in self.trials:
-            values, failed = {}, 0
+            values, failed, left = {}, 0, 0
             for job in self.jobs[one.number]:
                 state = read_summary(job.run).get("state")
                 value = self.study.reached(job, "finished") if state in self.over else None
                 if value is not None:
                     values[job.parameters["seed"]] = value
-                failed += state == "failed" or job.key in self.failed
+                lost = state == "failed" or job.key in self.failed
+                failed += lost
+                left += not lost and state not in self.over
             if values or failed:
                 told = " ".join(self.study.told(one.job))
                 found.append(
-                    Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed)
+                    Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed, left)
                 )
         sign = 1 if self.study.goal == "maximize" else -1
         return sorted(
@@ -117,15 +120,16 @@ def runs_of_seeds(job: Job) -> list[Path]:
 
 def report(study: Study, confirmation: Confirmation) -> str:
     """The table and the sentence; both go to confirm.json, too."""
-    results = confirmation.results()
-    told = {
-        "metric": study.metric,
-        "goal": study.goal,
-        "trials": [{**asdict(one), "mean": one.mean, "sd": one.sd} for one in results],
-        "sentence": verdict(results, study.metric),
-    }
-    with writing(study.folder / "confirm.json") as file:
-        file.write((json.dumps(told, indent=2) + "\n").encode())
+    with study.lock():  # of several drivers the last one knows what all have done
+        results = confirmation.results()
+        told = {
+            "metric": study.metric,
+            "goal": study.goal,
+            "trials": [{**asdict(one), "mean": one.mean, "sd": one.sd} for one in results],
+            "sentence": verdict(results, study.metric),
+        }
+        with writing(study.folder / "confirm.json") as file:
+            file.write((json.dumps(told, indent=2) + "\n").encode())
     lines = [f"{study.metric}, mean ± sd over other seeds (in the search):"]
     lines += [f"  {one}" for one in results]
     return "\n".join([*lines, told["sentence"], f"kept in {study.folder / 'confirm.json'}"])
@@ -137,13 +141,14 @@ def failures(done: int, failed: int) -> str:
 
 def verdict(results: Sequence[Confirmed], metric: str) -> str:
     """Whether the best one's lead over the next is more than what other seeds do, and which
-    trials are less sure than that as seeds of theirs failed.
+    trials are less sure than that as seeds of theirs failed, or are not done yet.
     """
     lost = [
         f"of trial {one.trial} {failures(len(one.values), one.failed)}"
         for one in results
         if one.failed
     ]
+    lost += [f"of trial {one.trial} {one.open} more to come" for one in results if one.open]
     return "; ".join([_lead([one for one in results if one.values], metric), *lost])
 
 

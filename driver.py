@@ -55,7 +55,8 @@ class Search:
     def target_reached(self) -> bool:
         if self.target is None:
             return False
-        values = [one.value for one in self.study.standings() if one.value is not None]
+        done = (one for one in self.study.standings() if one.state != "failed")
+        values = [one.value for one in done if one.value is not None]
         if self.study.goal == "maximize":
             return max(values, default=-math.inf) >= self.target
         return min(values, default=math.inf) <= self.target
@@ -193,7 +194,7 @@ class Driver:
             died_of = signal_by_torchrun(trial.log, trial.begins_at)
         if trial.asked_to_stop:
             self.close(slot, "finished" if state == "finished" else "stopped")
-        elif status == 0 and state in ENDS:
+        elif state == "finished" or (status == 0 and state in ENDS):  # a crash after its end, too
             self.close(slot, state)
         elif died_of and slot.starts < STARTS:
             self.say(f"trial {slot.job.key}: its process was ended by signal {died_of}")

@@ -8,6 +8,7 @@ off anywhere: the next call does only what is missing.
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def push(handed: Handed, sweep_file: Path, record: Path) -> int:
 def tell_how_to_go_on(path: str, sweep: dict[str, Any], runs: int) -> None:
     if (sweep.get("run_cap") or runs + 1) <= runs:
         print(f"run_cap is {sweep['run_cap']}: raise it in the app if the agent finds no work")
-    print(f"the search goes on with: wandb agent {path}")
+    print(f"the search goes on with: wandb agent {shlex.quote(path)}")
 
 
 @contextmanager
@@ -203,7 +204,7 @@ def make_sweep(server: Server, name: str, file: Path, priors: Sequence[str]) -> 
     for run_id in priors:
         options += ["--prior_run", run_id]
     said = client("sweep", *options, file)
-    made = re.search(r"wandb agent '?[^\s/]+/[^\s/]+/([\w-]+)", said)
+    made = re.search(r"wandb agent '?[^\s/]+/[^\n/]+/([\w-]+)", said)
     if not made:
         raise Failure(f"W&B made no sweep of {file}: {said.splitlines()[-1]}")
     return made[1]

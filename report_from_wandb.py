@@ -74,7 +74,7 @@ class Found:
 
 def place_of(path: str) -> Place:
     """`ENTITY/PROJECT` or `ENTITY/PROJECT/SWEEP_ID`; `sweeps/` as in an address may be there."""
-    parts = re.fullmatch(r"([\w.-]+)/([\w.-]+)(?:/(?:sweeps/)?([\w.-]+))?", path)
+    parts = re.fullmatch(r"([\w.-]+)/([^/]+)(?:/(?:sweeps/)?([\w.-]+))?", path)
     if not parts:
         raise Mistake(f"--wandb {path!r} must be ENTITY/PROJECT or ENTITY/PROJECT/SWEEP_ID")
     return Place(*parts.groups())

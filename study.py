@@ -112,7 +112,12 @@ class Study:
 
     def output_dir(self, parameters: dict[str, Any]) -> Path:
         """Where the run of a trial is: as a parameter, in the command, or Config's own."""
-        return Path({**to_dict(Config()), **self.by_command, **parameters}["output_dir"])
+        given = {**to_dict(Config()), **self.by_command, **self._here, **parameters}
+        return Path(given["output_dir"])
+
+    @cached_property
+    def _here(self) -> dict[str, Any]:
+        return sweep_file.output_dir_of(self.sweep.get("command"))
 
     @property
     def project(self) -> str:

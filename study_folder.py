@@ -1,5 +1,6 @@
 """The folder of a study: made where there is none, opened, and refused to another sweep."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
         if before:
             _compare(before, sweep, folder)
         study = _open(folder, sweep)
-        _compare_command(study.by_command, sweep_file.of_command(sweep.get("command")), folder)
+        check_command(study)
         for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
             if not path.is_file() or (path == kept and before != sweep):
                 with writing(path) as opened:
@@ -48,7 +49,8 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
 
 def load(folder: Path) -> Study:
     if not is_study(folder) or not (folder / "sweep.yaml").is_file():
-        raise Mistake(f"{folder} is no study: `python sweep.py run FILE --dir {folder}` makes one")
+        call = f"python sweep.py run FILE --dir {shlex.quote(str(folder))}"
+        raise Mistake(f"{folder} is no study: `{call}` makes one")
     return _open(folder, sweep_file.read(folder / "sweep.yaml"))
 
 
@@ -60,11 +62,13 @@ def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> Non
             )
 
 
-def _compare_command(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def check_command(study: Study) -> None:
+    """A Mistake where the command gives trials something else than when the study began."""
+    before, now = study.by_command, sweep_file.of_command(study.sweep.get("command"))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise Mistake(
-                f"{folder} began with {key}={before.get(key)} by its command, and it is now "
+                f"{study.folder} began with {key}={before.get(key)} by its command, and it is now "
                 f"{now.get(key)} (another recipe?); give another --dir (or another `name`)"
             )
 

@@ -7,6 +7,7 @@ mean something else than it says; warnings are what one may want. Nothing here n
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os import environ
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sweep_parameters import (
     refused_combination,
     warning_of,
 )
+from tracking import check_project
 
 # The schema that W&B's server checks a sweep by: sweeps/config/schema.json of its search engine
 # (PyPI `sweeps` 0.3.0). What is not in it, as tags or settings, the server calls malformed.
@@ -52,7 +54,7 @@ MACROS = (
     "args_no_boolean_flags", "args_json", "args_json_file", "args_append_hydra",
     "args_override_hydra",
 )  # fmt: skip
-ENVIRONMENT = r"envvar:[A-Z0-9_]*"
+ENVIRONMENT = r"envvar:([A-Z0-9_]*)"
 READ_BY_US = ("args", "args_no_equals")  # ... and which of the args_... train.py understands
 NO_BOXES = "cifar10"
 
@@ -90,6 +92,11 @@ def check(sweep: dict[str, Any], folder: Path) -> Findings:
             found.errors.append(f"kind={value!r} must be 'sweep'")
         elif key in TEXTS and not isinstance(value, str):
             found.errors.append(f"{key}={value!r} must be a text, as {key}: 'x'")
+        elif key == "project":
+            try:
+                check_project(value, key)
+            except Mistake as mistake:
+                found.errors.append(str(mistake))
         elif key == "controller" and value not in ({"type": "cloud"}, {"type": "local"}):
             found.errors.append("controller must be `type: cloud` or `type: local`")
     method = sweep.get("method")
@@ -223,6 +230,20 @@ def of_command(command: Any) -> dict[str, Any]:
     for key, value in flags.items():
         flags[key] = getattr(config.Config(**{key: value}), key)
     return {**recipe, **flags}
+
+
+def output_dir_of(command: Any) -> dict[str, Any]:
+    """Where the command's own words put the runs, with this machine's environment filled in as
+    W&B's agent does it; empty where they do not say.
+    """
+    if not isinstance(command, list):
+        return {}
+    filled = (
+        re.sub(rf"\$\{{{ENVIRONMENT}\}}", lambda one: environ.get(one[1], one[1]), str(word))
+        for word in command
+    )
+    options, _ = _parser().parse_known_args(_plain_words(filled))
+    return {key: value for key, value in config.given(options).items() if key == "output_dir"}
 
 
 def _check_flags(command: list[Any]) -> None:

@@ -38,13 +38,13 @@ MISTAKE_COLUMNS = [
 ]
 
 
-def check_project() -> None:
+def check_project(project: str | None = None, key: str = "WANDB_PROJECT") -> None:
     """Before anything is begun: the client would refuse it in the middle of the start."""
-    project = os.environ.get("WANDB_PROJECT", PROJECT)
+    project = os.environ.get("WANDB_PROJECT", PROJECT) if project is None else project
     if set(project) & set(REFUSED) or len(project) > PROJECT_MAX:
         raise Mistake(
-            f"WANDB_PROJECT={project[:60]!r} must have none of {' '.join(REFUSED)} and at most "
-            f"{PROJECT_MAX} characters; the entity goes into WANDB_ENTITY"
+            f"{key}={project[:60]!r} must have none of {' '.join(REFUSED)} and at most "
+            f"{PROJECT_MAX} characters; the entity has a place of its own"
         )
 
 

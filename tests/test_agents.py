@@ -183,6 +183,8 @@ def test_slurm_and_mistakes_of_the_launcher():
     assert printed.returncode == 0
     for line in ("--array=0-2", "--signal=USR1@120", "--requeue", "agents me/tinysweep/abc"):
         assert line in printed.stdout
+    spaced = run("sweep.py", "agents", "me/my project/abc", "--print-slurm", "--workers", "3")
+    assert "agents 'me/my project/abc' --workers 1" in spaced.stdout, spaced.stderr
     checked = subprocess.run(["bash", "-n"], input=printed.stdout, text=True)
     assert checked.returncode == 0
     assert_mistake(run("sweep.py", "agents", "abc"), "ENTITY/PROJECT/ID")

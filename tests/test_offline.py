@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,13 @@ def test_a_failing_trial_does_not_end_the_sweep(offline):
 
 
 @pytest.mark.fault("sweep: signals, failures, a cut journal")
+def test_a_trial_that_dies_after_its_end_is_finished(offline):
+    made = offline()
+    assert "1 of 1 trials: 1 finished" in made.run("--count", "1", STUB_DIES="1")
+    assert [what for what, *_ in made.starts()] == ["begin", "end"]
+
+
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_failures_in_a_row_end_it(offline):
     made = offline(parameters={"split_seed": {"value": 13}})
     driver = made.start("run", "s.yaml", "--count", "9", "--max-failures", "2")
@@ -226,6 +234,17 @@ def test_confirm_tells_whether_the_lead_is_noise(offline):
     assert len(made.journal()) == 3  # no trials of the search
 
 
+def test_two_drivers_confirm_together(offline):
+    made = offline()
+    made.run("--count", "2")
+    both = [made.start("confirm", str(made.dir), "--top", "2") for _ in "ab"]
+    assert [driver.wait(TIMEOUT_S) for driver in both] == [0, 0], made.text()
+    kept = json.loads((made.dir / "confirm.json").read_text())
+    assert [sorted(trial["values"]) for trial in kept["trials"]] == [["1", "2", "3"]] * 2
+    assert "more to come" not in kept["sentence"]
+    assert set(Counter(name for what, name, *_ in made.starts() if what == "begin").values()) == {1}
+
+
 def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
     """Two trials of the real train.py, with a command that passes no arguments."""
     sweep = yaml.safe_load((REPO / "sweep.yaml").read_text())
@@ -256,9 +275,12 @@ def test_train_py_by_the_sweep_file_of_the_house(tmp_path, shapes_dir):
         (["${program}"], {}, "runs"),
         (["${program}", "--output_dir=a b"], {}, "a b"),
         (["${program}", "--output_dir=a"], {"output_dir": "b"}, "b"),
+        (["${program}", "--output_dir=${envvar:TINYSWEEP_HOME}/runs"], {}, "/there/runs"),
+        (["${program}", "--output_dir", "${envvar:TINYSWEEP_HOME}"], {}, "/there"),
     ],
 )
-def test_where_the_runs_go(tmp_path, offline, command, parameters, expected):
+def test_where_the_runs_go(tmp_path, offline, command, parameters, expected, monkeypatch):
+    monkeypatch.setenv("TINYSWEEP_HOME", "/there")
     made = offline(command=command)
     found = create(tmp_path / "s", yaml.safe_load((made.folder / "s.yaml").read_text()))
     assert found.output_dir(parameters) == Path(expected)
@@ -272,6 +294,8 @@ def test_a_study_keeps_the_recipe_that_it_began_with(offline):
     recipe.write_text("seed: 3\ncutmix: 0.4\n")
     changed = run("sweep.py", "run", "s.yaml", "--count", "2", cwd=made.folder)
     assert_mistake(changed, "began with cutmix=0.5", "0.4", "another --dir")
+    confirmed = run("sweep.py", "confirm", made.dir, cwd=made.folder)
+    assert_mistake(confirmed, "began with cutmix=0.5")
     recipe.unlink()
     shown = run("sweep.py", "status", made.dir, cwd=made.folder.parent)
     assert shown.returncode == 0, shown.stderr
@@ -315,6 +339,19 @@ def test_the_target_of_the_metric_ends_the_search(offline):
     *before, last = [told[0] for trial in made.journal().values() for told in trial["told"]]
     assert last >= 0.5 > max(before, default=0.0)
     assert "val/acc has reached its target, 0.5" in text
+
+
+def test_a_trial_that_failed_has_reached_no_target(offline):
+    made = offline(
+        method="grid",
+        metric={"name": "val/acc", "goal": "maximize", "target": -9.0},
+        parameters={
+            "split_seed": {"values": [14, 1, 2]},
+            "max_lr": {"value": 0.1},
+            "aug_strength": {"value": 1.0},
+        },
+    )
+    assert "2 trials: 1 failed, 1 finished" in made.run()
 
 
 def test_trials_in_the_middle_go_on_when_the_target_is_reached(offline):

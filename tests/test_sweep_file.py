@@ -145,6 +145,7 @@ ERRORS = [  # where, what, words of the answer
     ("early_terminate|3", 4, "unknown '3'"),
     ("early_terminate", {"type": "hyperband", "max_iter": 27, "s": 10**9}, None),
     ("program", "x" * 5000, "no such file"),
+    ("project", "team/tinysweep", "project='team/tinysweep' must have none of /"),
     ("run_cap", 0, "run_cap=0"),
     ("run_cap", 2.5, "run_cap=2.5"),
     ("command", "python train.py", "must be a list"),
