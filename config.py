@@ -128,8 +128,8 @@ class Config:
     )
     resolution_schedule: str = _plain(
         resolution.FULL,
-        "full, or training that grows: 32:0.67,48:0.9 is 32 px until 67% of the epochs, 48 until "
-        "90%, then full size",
+        "full, or images that grow: 32:0.67,48:0.9 trains and measures at 32 px until 67% of the "
+        "epochs, at 48 until 90%, then at full size",
     )
     # bookkeeping
     seed: int = _number(0, "of weights, order and augmentation", 0, 2**31 - 1)

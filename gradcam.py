@@ -73,7 +73,7 @@ class Explainer:
         self.check()
         learner = self.learner
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(learner.device)
-        x = to_input(pixels, *learner.normalizer, learner.image_size)
+        x = to_input(pixels, *learner.normalizer, learner.pixels)
         with torch.enable_grad(), torch.autocast(learner.device.type, enabled=False):
             if not has_maps(self.halves.maps.model, x[:1]):
                 return self.halves(x).detach().float().cpu().numpy(), None

@@ -51,7 +51,7 @@ class Learner:
         self.image_size = config.image_size or data.images.shape[1]
         self.stages = resolution.parse(config.resolution_schedule)
         resolution.check_sizes(self.stages, self.image_size)
-        self.training_size = self.image_size  # of this epoch
+        self.pixels = self.image_size  # of this epoch, which is trained and measured at them
         self.normalizer = config.normalizer()
         seed_torch(config.seed, INIT)
         classes = len(data.cache.classes)
@@ -118,9 +118,11 @@ class Learner:
         others = (self.ranks.rank,) if self.ranks.rank else ()
         seed_torch(self.config.seed, EPOCH, epoch, *others)
         self.trained.train()
-        self.training_size = resolution.training_size(
-            self.stages, epoch, self.config.epochs, self.image_size
-        )
+        self.be_at(epoch)
+
+    def be_at(self, epoch: int) -> None:
+        """Measure as this epoch did."""
+        self.pixels = resolution.pixels_at(self.stages, epoch, self.config.epochs, self.image_size)
 
     def train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer; the batch's loss and its weighted number of right answers.
@@ -140,7 +142,7 @@ class Learner:
         whole = batch.whole == self.config.batch_size
         forward = self.compiled if whole else self.trained
         self._search(whole)
-        logits = self._run(forward, images, self.training_size).float()[:count]
+        logits = self._run(forward, images).float()[:count]
         loss = self._loss(logits, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -166,8 +168,8 @@ class Learner:
         images = images.to(self.device, non_blocking=True)
         self._search(len(images) == self.config.batch_size)
         if not self.explains:
-            return self._run(self.evaluated, images, self.image_size).float(), None
-        maps = self._run(self.evaluated.forward_features, images, self.image_size)
+            return self._run(self.evaluated, images).float(), None
+        maps = self._run(self.evaluated.forward_features, images)
         with self._autocast():
             return self.evaluated.forward_head(maps).float(), maps
 
@@ -187,9 +189,9 @@ class Learner:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = usual
 
-    def _run(self, forward: Callable, images: torch.Tensor, size: int) -> torch.Tensor:
-        """uint8 images on the device, normalised and at `size` pixels, through `forward`."""
-        x = to_input(images, *self.normalizer, size)
+    def _run(self, forward: Callable, images: torch.Tensor) -> torch.Tensor:
+        """uint8 images on the device, normalised and at the epoch's pixels, through `forward`."""
+        x = to_input(images, *self.normalizer, self.pixels)
         with self._autocast():
             return forward(x)
 

@@ -172,10 +172,13 @@ def open_run(
 
 
 def load_weights(learner: "Learner", path: Path) -> int:
-    """Give `learner.evaluated` the weights of best.pt or last.pt; the epoch that they are of."""
+    """Give `learner.evaluated` the weights of best.pt or last.pt, at the pixels of their epoch,
+    which is returned.
+    """
     state = checkpoint.load(path, checkpoint.KEYS)
     if learner.average and "average" in state:
         learner.average.load_state_dict(state["average"])
     else:
         learner.evaluated.load_state_dict(state["model"])
+    learner.be_at(state["epoch"])
     return state["epoch"]

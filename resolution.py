@@ -1,7 +1,8 @@
 """Training that grows from small images to full ones: `--resolution_schedule=32:0.67,48:0.9`.
 
-Read: at 32 px until 67% of the epochs are done, at 48 px until 90%, then at full size; measured
-always at full size. Shares, not epochs, so that it stays the same story when `epochs` changes.
+Read: at 32 px until 67% of the epochs are done, at 48 px until 90%, then at full size. Each epoch
+is measured at the pixels that it trained at, since a model sees little at others: trained to 20% at
+32 px, it had 5% at 64. Shares, not epochs, so that it stays the same story when `epochs` changes.
 """
 
 import re
@@ -38,9 +39,9 @@ def check_sizes(stages: Stages, full: int) -> None:
         )
 
 
-def training_size(stages: Stages, epoch: int, epochs: int, full: int) -> int:
+def pixels_at(stages: Stages, epoch: int, epochs: int, full: int) -> int:
     """Pixels of epoch 1..epochs; a stage ends after the whole epoch nearest to its share, and the
-    last epoch is at full size, as the evaluation is.
+    last epoch is at full size.
     """
     for pixels, share in stages:
         if epoch <= min(int(share * epochs + 0.5), epochs - 1):

@@ -29,6 +29,8 @@ from measures import Diverged, Evaluation, Tally
 from ranks import Ranks, start_processes
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from data import Data
     from learner import Learner
     from localisation import Looks
@@ -47,15 +49,12 @@ def train_one_epoch(
     steps: int | None = None,
 ) -> dict[str, float]:
     """One time through the training images; `after_step(lr)` is called after every batch."""
-    from tqdm import tqdm
-
     learner.begin_epoch(epoch)
     hold = 1 if learner.device.type == "cpu" else LOSSES_HELD
     tally = Tally(epoch, hold, learner.ranks)
-    hidden = None if learner.ranks.first else True  # None: where there is no terminal
     waited = 0.0
     start = time.perf_counter()
-    with tqdm(batches, title, steps, unit=" steps", leave=False, disable=hidden) as bar:
+    with progress(batches, title, "steps", learner.ranks, steps) as bar:
         for batch, seconds in timed(bar):
             waited += seconds
             lr = learner.lr
@@ -73,6 +72,16 @@ def train_one_epoch(
         "time/images_per_s": tally.seen / seconds,
         "time/loader_wait": waited / seconds,
     }
+
+
+def progress(
+    batches: Iterable, title: str, unit: str, ranks: Ranks, total: int | None = None
+) -> "tqdm":
+    """A bar on the first process's terminal, where there is one."""
+    from tqdm import tqdm
+
+    hidden = None if ranks.first else True
+    return tqdm(batches, title, total, unit=f" {unit}", leave=False, disable=hidden)
 
 
 def timed(batches: Iterable) -> Iterator[tuple[Any, float]]:
@@ -101,8 +110,8 @@ def evaluate(
     measure = measure or learner.measure
     learner.begin_measuring()
     parts = []
-    with torch.inference_mode():
-        for batch in batches:
+    with torch.inference_mode(), progress(batches, "measuring", "batches", learner.ranks) as bar:
+        for batch in bar:
             if len(batch.labels):
                 labels = batch.labels.to(learner.device, non_blocking=True)
                 logits, maps = measure(batch.images)
@@ -179,9 +188,10 @@ def one_epoch(
     # Of several processes the others are in the next epoch by now, where they cannot be asked.
     alone = check if not training.ranks.several else lambda: None
     tracker.log_picture("val/gradcam", training.draw_panel(alone))
+    at = f" at {learner.pixels} px" if learner.stages else ""
     print(
-        f"{title}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val loss "
-        f"{row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
+        f"{title}{at}: train loss {row['train/loss']:.4f} acc {row['train/acc']:.4f}, val "
+        f"loss {row['val/loss']:.4f} acc {row['val/acc']:.4f} top5 {row['val/top5']:.4f}, lr "
         f"{learner.lr:.3g}, {row['time/images_per_s']:.0f} images/s, {row['time/epoch_s']:.0f} s",
         flush=True,
     )
@@ -233,7 +243,8 @@ def evaluate_run(path: Path, changed: dict[str, Any], mirrored: bool) -> int:
             measure = learner.measure_mirrored if mirrored else learner.measure
             measured = evaluate(learner, batches, looks_of(data), lambda: None, measure)
             numbers = ", ".join(f"{key} {value:.7g}" for key, value in measured.metrics().items())
-            how = ", mean of image and mirror image" if mirrored else ""
+            how = f" at {learner.pixels} px" if learner.stages else ""
+            how += ", mean of image and mirror image" if mirrored else ""
             if ranks.first:
                 images = f"{len(measured.true):,} images{how}"
                 print(f"{path / name}: epoch {epoch}, {numbers}, {images}", flush=True)

@@ -12,8 +12,9 @@ timm       timm's loader and step, all at 64 px; random resized crops (of half t
            default of 0.08 is for hundreds of epochs) and flips; the rate by its cosine schedule
            with a fifth of the epochs, at least one, to warm up
 
-Both are measured at 64 px on all validation images after each epoch. Seconds are those of the
-training alone, loading included. The target is what both reach in the end, unless given. A folder
+Both are measured on all validation images after each epoch, at the pixels of that epoch; what is
+measured below 64 px counts for nothing. Seconds are those of the training alone, loading included.
+The target is what both reach in the end, unless given. A folder
 given by --dir keeps what is done: with it the same call goes on after the last whole epoch.
 """
 
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cli
 import data
+import resolution
 from subset import write_subset
 
 REPO = Path(__file__).parent.parent
@@ -38,7 +40,9 @@ BATCH, WORKERS, PEAK, WARMUP, SMOOTHING = 128, 2, 0.25, 0.2, 0.1
 SMALL = "32:0.67"
 SCALE = (0.5, 1.0)
 
-Curve = list[tuple[float, float]]  # an epoch each: seconds of training until its end, val/acc
+FULL = 64
+
+Curve = list[tuple[float, float, int]]  # of epochs: seconds of training until then, val/acc, pixels
 
 
 def ours(data_dir: Path, folder: Path, epochs: int) -> Curve:
@@ -67,7 +71,8 @@ def ours(data_dir: Path, folder: Path, epochs: int) -> Curve:
     curve, seconds = [], 0.0
     for row in csv.DictReader((folder / "ours" / "history.csv").open()):
         seconds += images / float(row["time/images_per_s"])
-        curve.append((seconds, float(row["val/acc"])))
+        pixels = resolution.pixels_at(resolution.parse(SMALL), int(row["epoch"]), epochs, FULL)
+        curve.append((seconds, float(row["val/acc"]), pixels))
     return curve
 
 
@@ -109,11 +114,10 @@ def timms(data_dir: Path, folder: Path, epochs: int) -> Curve:
             step += 1
             schedule.step_update(step)
         seconds += time.perf_counter() - start
-        curve.append((seconds, accuracy(way, source)))
+        curve.append((seconds, accuracy(way, source), FULL))
         state = {"model": way.model.state_dict(), "optimizer": way.optimizer.state_dict()}
         torch.save({**state, "curve": curve}, kept)
-        acc = curve[-1][1]
-        print(f"timm, epoch {epoch}/{epochs}: {seconds:.0f} s, val acc {acc:.4f}", flush=True)
+        print(f"timm, epoch {epoch}/{epochs}: {told(*curve[-1])}", flush=True)
     return curve
 
 
@@ -126,7 +130,7 @@ def accuracy(way, source: data.Data) -> float:
     right = 0
     with torch.inference_mode():
         for batch in val_loader(source, BATCH, WORKERS):
-            images = to_input(batch.images.to(way.device), *data.NORMALIZATIONS[source.name], 64)
+            images = to_input(batch.images.to(way.device), *data.NORMALIZATIONS[source.name], FULL)
             right += (way.forward(images).argmax(1).cpu() == batch.labels).sum().item()
     return right / len(source.val)
 
@@ -136,12 +140,10 @@ WAYS = {"ours": ours, "timm": timms}
 
 def compared(curves: dict[str, Curve], target: float | None) -> str:
     """A table, an epoch a line, and who was there first."""
-    lines = ["| epoch | " + " | ".join(f"{way}: s | val/acc" for way in curves) + " |"]
-    lines += ["|--:|" + "--:|--:|" * len(curves)]
-    for epoch, cells in enumerate(zip(*curves.values(), strict=True), 1):
-        told = " | ".join(f"{seconds:.0f} | {acc:.2%}" for seconds, acc in cells)
-        lines.append(f"| {epoch} | {told} |")
-    target = target or min(max(acc for _, acc in curve) for curve in curves.values())
+    lines = ["| epoch | " + " | ".join(curves) + " |", "|--:|" + "--:|" * len(curves)]
+    for epoch, points in enumerate(zip(*curves.values(), strict=True), 1):
+        lines.append(f"| {epoch} | " + " | ".join(told(*point) for point in points) + " |")
+    target = target or min(max(acc for _, acc, _ in at_full(curve)) for curve in curves.values())
     first = {way: time_to(curve, target) for way, curve in curves.items()}
     there = ", ".join(f"{way} {s:.0f} s" if s else f"{way} never" for way, s in first.items())
     ratio = ""
@@ -152,7 +154,15 @@ def compared(curves: dict[str, Curve], target: float | None) -> str:
 
 def time_to(curve: Curve, target: float) -> float | None:
     """Seconds until the end of the first epoch that is so accurate."""
-    return next((seconds for seconds, acc in curve if acc >= target), None)
+    return next((seconds for seconds, acc, _ in at_full(curve) if acc >= target), None)
+
+
+def at_full(curve: Curve) -> Curve:
+    return [point for point in curve if point[2] == FULL]
+
+
+def told(seconds: float, acc: float, pixels: int) -> str:
+    return f"{seconds:.0f} s: {acc:.2%} at {pixels} px"
 
 
 def main() -> None:
@@ -182,10 +192,10 @@ def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
         if not done.is_file():
             curve = train(subset, folder, options.epochs)
             done.write_text(json.dumps({**asked, "curve": curve}))
-        told = json.loads(done.read_text())
-        curves[way] = told.pop("curve")
-        if told != asked:
-            raise SystemExit(f"{done} is of {told}, this call of {asked}; give another --dir")
+        kept = json.loads(done.read_text())
+        curves[way] = kept.pop("curve")
+        if kept != asked:
+            raise SystemExit(f"{done} is of {kept}, this call of {asked}; give another --dir")
     return curves
 
 

@@ -130,7 +130,7 @@ def test_an_epoch_of_cifar10_has_the_published_steps(name):
 def test_cpu_grows_from_32_pixels_to_64():
     config = recipe("cpu")
     stages = resolution.parse(config.resolution_schedule)
-    sizes = [resolution.training_size(stages, epoch, 12, 64) for epoch in range(1, 13)]
+    sizes = [resolution.pixels_at(stages, epoch, 12, 64) for epoch in range(1, 13)]
     assert sizes == [32] * 8 + [48] * 3 + [64]
     assert config.epochs == 12
 

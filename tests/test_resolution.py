@@ -8,12 +8,12 @@ GROWS = resolution.parse("32:0.67, 48:0.92")
 
 
 def test_shares_of_the_epochs_become_whole_epochs():
-    sizes = [resolution.training_size(GROWS, epoch, 12, 64) for epoch in range(1, 13)]
+    sizes = [resolution.pixels_at(GROWS, epoch, 12, 64) for epoch in range(1, 13)]
     assert sizes == [32] * 8 + [48] * 3 + [64]
-    assert resolution.training_size(GROWS, 1, 1, 64) == 64  # the last epoch is at full size
-    assert [resolution.training_size(GROWS, e, 2, 64) for e in (1, 2)] == [32, 64]
-    assert [resolution.training_size(GROWS, e, 5, 64) for e in range(1, 6)] == [32, 32, 32, 48, 64]
-    assert [resolution.training_size((), e, 2, 64) for e in (1, 2)] == [64, 64]
+    assert resolution.pixels_at(GROWS, 1, 1, 64) == 64  # the last epoch is at full size
+    assert [resolution.pixels_at(GROWS, e, 2, 64) for e in (1, 2)] == [32, 64]
+    assert [resolution.pixels_at(GROWS, e, 5, 64) for e in range(1, 6)] == [32, 32, 32, 48, 64]
+    assert [resolution.pixels_at((), e, 2, 64) for e in (1, 2)] == [64, 64]
 
 
 REFUSED = {

@@ -368,6 +368,31 @@ def test_evaluate_measures_a_finished_run_again(zygote, undisturbed, tmp_path):
     assert last.endswith("40 images")
 
 
+def test_an_epoch_is_measured_at_the_pixels_that_it_trained_at(start, zygote, tmp_path):
+    flags = {"epochs": 3, "resolution_schedule": "8:0.67", "mistakes": 0}
+    run = start(tmp_path, **flags)
+    run.until_epoch(1)
+    run.kill()
+    small = measured_again(zygote, tmp_path / "small", run.folder)
+    run = start(tmp_path, **flags)
+    assert run.wait() == 0, run.text
+    rows = {int(row["epoch"]): row for row in history(run.folder)}
+    full = measured_again(zygote, tmp_path / "full", run.folder)
+    assert small["last.pt"][0] < full["last.pt"][0] == 3
+    for measured, pixels in ((small, 8), (full, 16)):
+        epoch, *numbers = measured["last.pt"]
+        assert numbers == [f"{float(rows[epoch]['val/loss']):.7g}", str(pixels)]
+    assert f"epoch 3/3 at 16 px: train loss {float(rows[3]['train/loss']):.4f}" in run.text
+
+
+def measured_again(zygote, home: Path, folder: Path) -> dict[str, tuple[int, str, str]]:
+    """Epoch, val/loss and pixels of the best and of the last weights."""
+    again = Run(zygote, home, f"--evaluate={folder}", run_id="")
+    assert again.wait() == 0, again.text
+    found = re.findall(r"(\w+\.pt): epoch (\d+), val/loss ([^,]+),.* at (\d+) px", again.text)
+    return {name: (int(epoch), loss, pixels) for name, epoch, loss, pixels in found}
+
+
 def test_evaluate_refuses_other_images(zygote, undisturbed, tmp_path):
     """What trained the model must not measure it, nor other labels."""
     folder = tmp_path / "run"
@@ -403,6 +428,26 @@ learner.Learner.{what} = fail
     run = Run(zygote, tmp_path, *arguments, patch=patch, run_id="")
     assert run.wait() == 1, run.text
     assert "out of memory; try a smaller --batch_size" in run.text
+    assert "Traceback" not in run.text
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("BlockingIOError(11, 'Resource temporarily unavailable')", "try fewer --workers"),
+        ("OSError(12, 'Cannot allocate memory')", "out of memory"),
+    ],
+)
+def test_workers_that_cannot_be_started_are_one_line(start, tmp_path, error, words):
+    patch = f"""
+from multiprocessing import popen_fork
+def fail(*_):
+    raise {error}
+popen_fork.Popen._launch = fail
+"""
+    run = start(tmp_path, epochs=1, workers=2, patch=patch)
+    assert run.wait() == 1, run.text
+    assert words in run.text
     assert "Traceback" not in run.text
 
 
