@@ -23,7 +23,7 @@ from model import INITS, check_name
 if TYPE_CHECKING:
     import yaml
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "muon", "adam", "adamw")
 SWITCH = ("auto", "true", "false")
 MOST_CYCLES = 1000  # torch halves the peak with each; beyond it overflows
 TEXT_MAX = 4096  # characters, as many as a path may have
@@ -89,8 +89,10 @@ class Config:
     batch_size: int = _number(
         128, "images a step; the last short batch of an epoch is kept", 1, 65_536
     )
-    optimizer: str = _choice("sgd", "the algorithm", OPTIMIZERS)
-    nesterov: bool = _plain(True, "sgd with momentum above 0: Nesterov's kind")
+    optimizer: str = _choice(
+        "sgd", "the algorithm; muon: of convolutions, with sgd for the rest", OPTIMIZERS
+    )
+    nesterov: bool = _plain(True, "sgd and muon with momentum above 0: Nesterov's kind")
     schedule: str = _choice("onecycle", "of the learning rate", schedules.KINDS)
     anneal: str = _choice("cosine", "onecycle: the way up and down", schedules.ANNEALS)
     max_lr: float = _number(0.1, "the highest learning rate", 0, 100, above=True)
@@ -109,7 +111,7 @@ class Config:
     )
     step_epochs: int = _number(30, "step: epochs between two cuts", 1, 10_000)
     gamma: float = _number(0.1, "step: a cut multiplies the rate by this", 0, 1, above=True)
-    momentum: float = _number(0.9, "of SGD; Adam's first beta", 0, 0.9999)
+    momentum: float = _number(0.9, "of SGD and Muon; Adam's first beta", 0, 0.9999)
     cycle_momentum: bool = _plain(
         False,
         "onecycle, cyclic: move momentum against the rate, 0.95 to 0.85 and back (cyclic: 0.9 to "

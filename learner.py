@@ -22,6 +22,7 @@ from average import Average
 from cli import Mistake
 from config import Config
 from loader import Batch, to_input
+from muon import Muon
 from ranks import ALONE, Ranks, together
 from schedules import create_schedule
 
@@ -76,7 +77,7 @@ class Learner:
             pixels = self.stages[0][0] if self.stages else self.image_size
             models.check_alone(self.model, config.model, pixels)
         self.average = Average(self.model, config.ema) if config.ema else None
-        self.optimizer = _optimizer(self.model, config)
+        self.optimizer = _optimizer(self.model, config, self.amp)
         total_steps = config.epochs * steps_per_epoch
         self.schedule = create_schedule(self.optimizer, config, total_steps, steps_per_epoch)
         # What is trained: the model, with its gradients averaged over all processes.
@@ -207,7 +208,7 @@ class Learner:
         loss = (batch.share * losses[0] + (1 - batch.share) * losses[1]).sum()
         loss = loss * (self.ranks.world / batch.whole)
         if self.config.l1:
-            weights = self.optimizer.param_groups[0]["params"]  # not the norms and biases
+            weights = (p for p in self.model.parameters() if p.ndim > 1)  # not norms and biases
             loss = loss + self.config.l1 * sum(weight.abs().sum() for weight in weights)
         return loss
 
@@ -285,12 +286,15 @@ def seed_torch(*key: int) -> None:
     torch.manual_seed(int(dice.bits(*key)) >> 1)
 
 
-def _optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, config: Config, amp: bool) -> torch.optim.Optimizer:
     groups = models.parameter_groups(model, config.weight_decay)
     # One kernel for all parameters; on a CPU an update is 0.2% of a step either way.
     kind = {"fused": True} if groups[0]["params"][0].is_cuda else {}
+    nesterov = config.nesterov and config.momentum > 0
+    if config.optimizer == "muon":
+        dtype = torch.bfloat16 if amp else torch.float32
+        return Muon(groups, config.max_lr, config.momentum, dtype, nesterov=nesterov, **kind)
     if config.optimizer == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov, **kind)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return adam(groups, config.max_lr, betas=(config.momentum, 0.999), **kind)

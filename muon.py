@@ -1,0 +1,83 @@
+"""Muon, which turns a convolution's kernels in all directions alike, instead of along the few in
+which the gradient is large.
+
+As Keller Jordan has it (https://kellerjordan.github.io/posts/muon/, and for images
+https://github.com/KellerJordan/cifar10-airbench): the momentum, a matrix with a row for each
+output, is replaced by the orthogonal matrix next to it, which three rounds of his polynomial come
+near enough to. The rest is trained by SGD: norms, biases, the last layer, and kernels of colours
+or of one channel, whose matrices are no maps from channels to channels.
+
+A kernel's step is relative to its size, which stays what it was at the start: behind a norm it
+means nothing, and as it grew the steps would turn the kernel less. So weight decay is for the rest
+alone, and a rate that suits SGD is of the right size for both.
+"""
+
+from typing import Any
+
+import torch
+
+from cli import Mistake
+
+STEP = 0.1  # of a kernel's size, at a learning rate of 1
+COLOURS = 3
+ROUNDS = 3
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)  # of x, x^3, x^5
+LEAST_NORM = 1e-7
+
+
+class Muon(torch.optim.SGD):
+    """`groups` as SGD takes them; kernels are taken out of the first into one of their own.
+    `dtype` is that of the rounds.
+    """
+
+    def __init__(
+        self, groups: list[dict], lr: float, momentum: float, dtype: torch.dtype, **kind: Any
+    ):
+        weights, *others = groups
+        kernels = [p for p in weights["params"] if is_kernel(p)]
+        if not kernels:
+            raise Mistake("optimizer=muon trains convolutions, and this model has none")
+        rest = [p for p in weights["params"] if not is_kernel(p)]
+        groups = [{**weights, "params": rest}, *others, {"params": kernels, "kernels": True}]
+        super().__init__(groups, lr, momentum, **kind)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            if "kernels" in group:
+                for kernel in group["params"]:
+                    self._turn(kernel, group)
+                    kernel.grad = None  # SGD leaves it alone
+        super().step()
+
+    def _turn(self, kernel: torch.Tensor, group: dict[str, Any]) -> None:
+        state, momentum = self.state[kernel], group["momentum"]
+        if not state:
+            state["size"] = kernel.norm()
+            state["momentum_buffer"] = torch.zeros_like(kernel)
+        buffer = state["momentum_buffer"].mul_(momentum).add_(kernel.grad)
+        towards = kernel.grad.add(buffer, alpha=momentum) if group["nesterov"] else buffer
+        # Outputs by all else, in the order of the memory (channels_last).
+        rows = towards.permute(0, 2, 3, 1)
+        turn = orthogonal(rows.flatten(1), self.dtype).view(rows.shape).permute(0, 3, 1, 2)
+        # An orthogonal matrix has the size of the square root of its rank.
+        relative = STEP * group["lr"] / min(len(kernel), kernel[0].numel()) ** 0.5
+        kernel.addcmul_(turn.to(kernel.dtype), state["size"], value=-relative)
+        kernel.mul_(state["size"] / kernel.norm())
+
+
+def is_kernel(weights: torch.Tensor) -> bool:
+    return weights.ndim == 4 and weights.shape[1] > COLOURS
+
+
+def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Nearly: with the singular vectors of `matrix`, and values about 1 (but for tiny ones)."""
+    x = (matrix / (matrix.norm() + LEAST_NORM)).to(dtype)
+    wide = x if x.shape[0] <= x.shape[1] else x.T
+    first, third, fifth = POLYNOMIAL
+    for _ in range(ROUNDS):
+        square = wide @ wide.T
+        factor = torch.addmm(square, square, square, beta=third, alpha=fifth)
+        wide = torch.addmm(wide, factor, wide, beta=first)
+    return wide if x.shape[0] <= x.shape[1] else wide.T
