@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -68,6 +69,7 @@ def curves(rows: Sequence[dict[str, Any]], best_epoch: int, title: str) -> Figur
             axis.axvline(best_epoch, color=MARK, ls=":", lw=1.2)
             if axis.get_legend_handles_labels()[0] and axis is not axes[1, 0]:
                 axis.legend(loc="best")
+            _mark_sizes(axis, rows)
         axes[0, 0].set_title(
             f"best epoch {best_epoch}: {rows[best_epoch - 1]['val/acc']:.2%}",
             loc="left",
@@ -75,6 +77,20 @@ def curves(rows: Sequence[dict[str, Any]], best_epoch: int, title: str) -> Figur
             color=MARK,
         )
     return figure
+
+
+def _mark_sizes(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Where the images grew, their sizes along the upper edge."""
+    before = None
+    for row in rows:
+        pixels = row.get("pixels")
+        if pixels != before:
+            start = row["epoch"] - 0.5
+            if before:
+                axis.axvline(start, color=MARK, lw=0.6)
+            above = axis.get_xaxis_transform()  # the height as a share of the axis
+            axis.text(start, 1, f" {pixels:.0f} px", transform=above, fontsize=8, color=MARK)
+        before = pixels
 
 
 def localisation(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -40,8 +40,12 @@ class PastRun:
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
     def best(self, key: str = "val/acc", goal: str = "maximize") -> tuple[int, float] | None:
-        """Epoch and value, None where the metric was never logged."""
-        epochs, values = self.column(key)
+        """Epoch and value, None where the metric was never logged. Where the images grew, of the
+        epochs at the largest size, as `best.pt`.
+        """
+        most = max((row.get("pixels", 0) for row in self.rows), default=0)
+        rows = [row for row in self.rows if row.get("pixels", 0) == most]
+        epochs, values = replace(self, rows=rows).column(key)
         if not values:
             return None
         value = best(values, goal)

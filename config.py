@@ -117,7 +117,9 @@ class Config:
         "onecycle, cyclic: move momentum against the rate, 0.95 to 0.85 and back (cyclic: 0.9 to "
         "0.8), whatever `momentum` says; torch's default",
     )
-    weight_decay: float = _number(5.0e-4, "on weights, not on norms and biases", 0, 10)
+    weight_decay: float = _number(
+        5.0e-4, "on weights, not on norms, biases and what Muon trains", 0, 10
+    )
     l1: float = _number(0.0, "times the sum of the absolute weights, added to the loss", 0, 1)
     label_smoothing: float = _number(0.0, "share of each label spread over all classes", 0, 0.9999)
     ema: float = _number(0.0, "decay a step of the averaged weights; 0: off", 0, 0.99999)

@@ -100,7 +100,7 @@ class Confirmation:
                 lost = state == "failed" or job.key in self.failed
                 failed += lost
                 left += not lost and state not in self.over
-            if values or failed:
+            if values or failed or left:
                 told = " ".join(self.study.told(one.job))
                 found.append(
                     Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed, left)
@@ -148,7 +148,7 @@ def verdict(results: Sequence[Confirmed], metric: str) -> str:
         for one in results
         if one.failed
     ]
-    lost += [f"of trial {one.trial} {one.open} more to come" for one in results if one.open]
+    lost += [f"of trial {one.trial} {one.open} not done yet" for one in results if one.open]
     return "; ".join([_lead([one for one in results if one.values], metric), *lost])
 
 

@@ -22,7 +22,7 @@ from ranks import ALONE, Ranks, of_group
 
 # As torch, CUDA's libraries and cuDNN on a GPU that is nearly full say it.
 NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "unable to find an engine")
-NO_THREAD = "can't start new thread"  # as Python says it; of a process it is BlockingIOError
+NO_THREAD = "can't start new thread"  # as Python says it
 OF_LOADER = ("DataLoader worker", "Pin memory thread")  # how torch begins of what has ended
 PARENT_GRACE_S = 1.0  # an agent that ends itself is gone by then, one that stops a run is not
 INSISTS_AFTER_S = 2.0  # between two Ctrl-C
@@ -192,6 +192,10 @@ def is_no_memory(error: Exception) -> bool:
     return any(words in str(error) for words in NO_MEMORY)
 
 
+def _is_no_fork(error: Exception) -> bool:
+    return isinstance(error, BlockingIOError) and error.strerror == os.strerror(errno.EAGAIN)
+
+
 def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
     """One line for what is no fault of the program: memory or disk at an end, a diverged loss."""
     if isinstance(error, Failure | Mistake):
@@ -202,7 +206,7 @@ def as_failure(error: Exception, run: Path, again: str = "") -> Exception:
         return Failure(f"{run}: nobody reads the output; {again or to_go_on(run)}")
     if is_no_memory(error):
         return Failure(f"{run}: out of memory; try a smaller --batch_size")
-    if isinstance(error, BlockingIOError) or NO_THREAD in str(error):
+    if _is_no_fork(error) or NO_THREAD in str(error):
         fewer = "are there too many processes (ulimit -u, a container's limit)? try fewer --workers"
         return Failure(f"{run}: {error}; {fewer}; {again or to_go_on(run)}")
     if isinstance(error, BrokenExecutor):

@@ -293,7 +293,7 @@ def _optimizer(model: nn.Module, config: Config, amp: bool) -> torch.optim.Optim
     nesterov = config.nesterov and config.momentum > 0
     if config.optimizer == "muon":
         dtype = torch.bfloat16 if amp else torch.float32
-        return Muon(groups, config.max_lr, config.momentum, dtype, nesterov=nesterov, **kind)
+        return Muon(model, groups, config.max_lr, config.momentum, dtype, nesterov=nesterov, **kind)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov, **kind)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

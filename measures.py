@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # --help does not wait for them
 METRICS = (
     "epoch",
     "lr",
+    "pixels",
     "train/loss",
     "train/acc",
     "val/loss",

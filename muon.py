@@ -4,10 +4,10 @@ which the gradient is large.
 As Keller Jordan has it (https://kellerjordan.github.io/posts/muon/, and for images
 https://github.com/KellerJordan/cifar10-airbench): the momentum, a matrix with a row for each
 output, is replaced by the orthogonal matrix next to it, which three rounds of his polynomial come
-near enough to. The rest is trained by SGD: norms, biases, the last layer, and kernels of colours
-or of one channel, whose matrices are no maps from channels to channels.
+near enough to. The rest is trained by SGD: norms, biases, linear layers, and the kernels of colours
+and of grouped convolutions, whose matrices are no maps from all channels to all.
 
-A kernel's step is relative to its size, which stays what it was at the start: behind a norm it
+A kernel's step is relative to its size, which stays what it was at the start: before a norm it
 means nothing, and as it grew the steps would turn the kernel less. So weight decay is for the rest
 alone, and a rate that suits SGD is of the right size for both.
 """
@@ -15,6 +15,7 @@ alone, and a rate that suits SGD is of the right size for both.
 from typing import Any
 
 import torch
+from torch import nn
 
 from cli import Mistake
 
@@ -26,20 +27,28 @@ LEAST_NORM = 1e-7
 
 
 class Muon(torch.optim.SGD):
-    """`groups` as SGD takes them; kernels are taken out of the first into one of their own.
-    `dtype` is that of the rounds.
+    """`groups` of the model's parameters as SGD takes them: what are kernels moves into one of
+    their own. `dtype` is that of the rounds.
     """
 
     def __init__(
-        self, groups: list[dict], lr: float, momentum: float, dtype: torch.dtype, **kind: Any
+        self,
+        model: nn.Module,
+        groups: list[dict],
+        lr: float,
+        momentum: float,
+        dtype: torch.dtype,
+        **kind: Any,
     ):
-        weights, *others = groups
-        kernels = [p for p in weights["params"] if is_kernel(p)]
+        kernels = kernels_of(model)
         if not kernels:
-            raise Mistake("optimizer=muon trains convolutions, and this model has none")
-        rest = [p for p in weights["params"] if not is_kernel(p)]
-        groups = [{**weights, "params": rest}, *others, {"params": kernels, "kernels": True}]
-        super().__init__(groups, lr, momentum, **kind)
+            raise Mistake("optimizer=muon trains convolutions, and this model has none for it")
+        ours = {id(kernel) for kernel in kernels}
+        rest = [
+            {**group, "params": [p for p in group["params"] if id(p) not in ours]}
+            for group in groups
+        ]
+        super().__init__([*rest, {"params": kernels, "kernels": True}], lr, momentum, **kind)
         self.dtype = dtype
 
     @torch.no_grad()
@@ -47,8 +56,9 @@ class Muon(torch.optim.SGD):
         for group in self.param_groups:
             if "kernels" in group:
                 for kernel in group["params"]:
-                    self._turn(kernel, group)
-                    kernel.grad = None  # SGD leaves it alone
+                    if kernel.grad is not None:
+                        self._turn(kernel, group)
+                        kernel.grad = None  # SGD leaves it alone
         super().step()
 
     def _turn(self, kernel: torch.Tensor, group: dict[str, Any]) -> None:
@@ -67,8 +77,17 @@ class Muon(torch.optim.SGD):
         kernel.mul_(state["size"] / kernel.norm())
 
 
-def is_kernel(weights: torch.Tensor) -> bool:
-    return weights.ndim == 4 and weights.shape[1] > COLOURS
+def kernels_of(model: nn.Module) -> list[nn.Parameter]:
+    """Not those that start at zero, which have no size to keep."""
+    return [
+        layer.weight
+        for layer in model.modules()
+        if isinstance(layer, nn.Conv2d)
+        and layer.groups == 1
+        and layer.in_channels > COLOURS
+        and layer.weight.requires_grad
+        and layer.weight.any()
+    ]
 
 
 def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

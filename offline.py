@@ -56,7 +56,7 @@ def status(options) -> int:
 def confirm(options) -> int:
     slots = places(options.workers, options.devices)
     study = load(options.dir)
-    check_command(study)  # other seeds are of the same config
+    check_command(study, "other seeds need it as it was")
     confirmation = Confirmation(study, options.top, options.seeds)
     board = Board(study, time.monotonic, lives=False)  # its table has the trials of the search
     driver = Driver(study, confirmation, None, slots, options.max_failures, board)

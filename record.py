@@ -61,7 +61,7 @@ class Record:
         """Write down an epoch."""
         rows, best = [*self.rows, row], self.best
         config, epoch = to_dict(self.config), row["epoch"]
-        if measured.acc > best["best_val_acc"]:
+        if self._is_best(row):
             best = {"best_val_acc": measured.acc, "best_epoch": epoch}
             self._write_predictions(measured, epoch)
             state = {"model": learner.evaluated.state_dict(), "config": config, "epoch": epoch}
@@ -79,6 +79,13 @@ class Record:
         self.folder.settle(best["best_epoch"])
         self.rows, self.best = rows, best  # not before: an epoch that is not kept did not happen
         self.folder.write_history(self.rows)
+
+    def _is_best(self, row: dict[str, Any]) -> bool:
+        """Where the images grow, what was reached with smaller ones is no longer compared."""
+        if not self.best["best_epoch"]:
+            return True
+        former = self.rows[self.best["best_epoch"] - 1]
+        return worth(row) > worth(former)
 
     def _write_predictions(self, measured: "Evaluation", epoch: int) -> None:
         arrays = {
@@ -99,6 +106,11 @@ class Record:
         best = self.best if self.rows else {}
         counts = {"state": state, "epochs": len(self.rows), "run_id": self.folder.run_id}
         return {**last, **best, **counts}
+
+
+def worth(row: dict[str, Any]) -> tuple[float, float]:
+    """Of an epoch, for the choice of the best."""
+    return row.get("pixels", 0), row["val/acc"]
 
 
 def _write_npz(file: BinaryIO, arrays: dict[str, np.ndarray]) -> None:

@@ -62,14 +62,14 @@ def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> Non
             )
 
 
-def check_command(study: Study) -> None:
+def check_command(study: Study, advice: str = "give another --dir (or another `name`)") -> None:
     """A Mistake where the command gives trials something else than when the study began."""
     before, now = study.by_command, sweep_file.of_command(study.sweep.get("command"))
     for key in sorted({*before, *now}):
         if before.get(key) != now.get(key):
             raise Mistake(
                 f"{study.folder} began with {key}={before.get(key)} by its command, and it is now "
-                f"{now.get(key)} (another recipe?); give another --dir (or another `name`)"
+                f"{now.get(key)} (another recipe?); {advice}"
             )
 
 

@@ -173,6 +173,7 @@ def one_epoch(
     row = {
         "epoch": epoch,
         "lr": learner.lr,
+        **({"pixels": learner.pixels} if learner.stages else {}),
         "train/loss": trained["train/loss"],
         "train/acc": trained["train/acc"],
         **measured.metrics(),

@@ -32,7 +32,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import cli
 import data
-import resolution
 from subset import write_subset
 
 REPO = Path(__file__).parent.parent
@@ -71,8 +70,7 @@ def ours(data_dir: Path, folder: Path, epochs: int) -> Curve:
     curve, seconds = [], 0.0
     for row in csv.DictReader((folder / "ours" / "history.csv").open()):
         seconds += images / float(row["time/images_per_s"])
-        pixels = resolution.pixels_at(resolution.parse(SMALL), int(row["epoch"]), epochs, FULL)
-        curve.append((seconds, float(row["val/acc"]), pixels))
+        curve.append((seconds, float(row["val/acc"]), int(row["pixels"])))
     return curve
 
 
@@ -182,7 +180,7 @@ def main() -> None:
 
 def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
     """Both curves; what lies in the folder from an earlier call of the same kind is not redone."""
-    asked = {"classes": options.classes, "epochs": options.epochs}
+    asked = {"classes": options.classes, "epochs": options.epochs, "measured": "at own pixels"}
     subset = folder / "data"
     if not subset.exists():
         write_subset(options.data_dir, subset, options.classes)

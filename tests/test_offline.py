@@ -241,7 +241,7 @@ def test_two_drivers_confirm_together(offline):
     assert [driver.wait(TIMEOUT_S) for driver in both] == [0, 0], made.text()
     kept = json.loads((made.dir / "confirm.json").read_text())
     assert [sorted(trial["values"]) for trial in kept["trials"]] == [["1", "2", "3"]] * 2
-    assert "more to come" not in kept["sentence"]
+    assert "not done yet" not in kept["sentence"]
     assert set(Counter(name for what, name, *_ in made.starts() if what == "begin").values()) == {1}
 
 
@@ -295,7 +295,7 @@ def test_a_study_keeps_the_recipe_that_it_began_with(offline):
     changed = run("sweep.py", "run", "s.yaml", "--count", "2", cwd=made.folder)
     assert_mistake(changed, "began with cutmix=0.5", "0.4", "another --dir")
     confirmed = run("sweep.py", "confirm", made.dir, cwd=made.folder)
-    assert_mistake(confirmed, "began with cutmix=0.5")
+    assert_mistake(confirmed, "began with cutmix=0.5", "as it was")
     recipe.unlink()
     shown = run("sweep.py", "status", made.dir, cwd=made.folder.parent)
     assert shown.returncode == 0, shown.stderr

@@ -2,7 +2,9 @@ import pytest
 
 import resolution
 from cli import Mistake
-from config import from_mapping
+from collection import PastRun
+from config import Config, from_mapping
+from record import Record
 
 GROWS = resolution.parse("32:0.67, 48:0.92")
 
@@ -37,3 +39,18 @@ REFUSED = {
 def test_refused(text):
     with pytest.raises(Mistake, match=REFUSED[text]):
         from_mapping({"resolution_schedule": text, "image_size": 64})
+
+
+def test_what_larger_images_reached_is_the_best():
+    accs = [(32, 0.3), (32, 0.4), (64, 0.2), (64, 0.35), (64, 0.25)]
+    rows = [{"epoch": n, "pixels": px, "val/acc": acc} for n, (px, acc) in enumerate(accs, 1)]
+    record = Record(Config(), None, None)
+    chosen = []
+    for row in rows:
+        if record._is_best(row):
+            record.best = {"best_val_acc": row["val/acc"], "best_epoch": row["epoch"]}
+            chosen.append(row["epoch"])
+        record.rows.append(row)
+    assert chosen == [1, 2, 3, 4]
+    assert PastRun("x", None, "finished", {}, rows, {}).best() == (4, 0.35)
+    assert PastRun("x", None, "running", {}, rows[:2], {}).best() == (2, 0.4)

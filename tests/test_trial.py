@@ -146,4 +146,4 @@ def test_verdict_names_the_trials_whose_seeds_failed():
     assert "no seed has a value; of trial 2 3 of 3" in verdict(confirmed[2:], "val/acc")
     assert str(confirmed[2]) == "trial 2: (0.6000) 3 of 3 seeds failed  "
     going_on = dataclasses.replace(confirmed[1], failed=0, open=1)
-    assert verdict([going_on], "val/acc").endswith("leads nobody; of trial 1 1 more to come")
+    assert verdict([going_on], "val/acc").endswith("leads nobody; of trial 1 1 not done yet")
