@@ -88,8 +88,14 @@ def _mark_sizes(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
             start = row["epoch"] - 0.5
             if before:
                 axis.axvline(start, color=MARK, lw=0.6)
-            above = axis.get_xaxis_transform()  # the height as a share of the axis
-            axis.text(start, 1, f" {pixels:.0f} px", transform=above, fontsize=8, color=MARK)
+            axis.annotate(
+                f" {pixels:.0f} px",
+                (max(start, axis.get_xlim()[0]), 1),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                fontsize=8,
+                color=MARK,
+            )
         before = pixels
 
 
