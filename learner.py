@@ -52,7 +52,7 @@ class Learner:
         self.image_size = config.image_size or data.images.shape[1]
         self.stages = resolution.parse(config.resolution_schedule)
         resolution.check_sizes(self.stages, self.image_size)
-        self.pixels = self.image_size  # of this epoch, which is trained and measured at them
+        self.pixels = self.image_size  # of the step, and of what is measured after it
         self.normalizer = config.normalizer()
         seed_torch(config.seed, INIT)
         classes = len(data.cache.classes)
@@ -78,11 +78,11 @@ class Learner:
             models.check_alone(self.model, config.model, pixels)
         self.average = Average(self.model, config.ema) if config.ema else None
         self.optimizer = _optimizer(self.model, config, self.amp)
-        total_steps = config.epochs * steps_per_epoch
-        self.schedule = create_schedule(self.optimizer, config, total_steps, steps_per_epoch)
+        self.steps = config.epochs * steps_per_epoch
+        self.schedule = create_schedule(self.optimizer, config, self.steps, steps_per_epoch)
         # What is trained: the model, with its gradients averaged over all processes.
         self.trained = self._parallel() if ranks.several else self.model
-        self.compiled = self._compile(total_steps)
+        self.compiled = self._compile()
 
     def _parallel(self) -> DistributedDataParallel:
         # Of a 1x1 kernel channels_last and the usual order are the same bytes, which torch copies.
@@ -94,9 +94,9 @@ class Learner:
             # Norms have the same statistics everywhere by themselves.
             return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
 
-    def _compile(self, total_steps: int) -> Callable:
+    def _compile(self) -> Callable:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
-        wanted = compiling.wanted(self.config.compile, self.device, self.amp, total_steps)
+        wanted = compiling.wanted(self.config.compile, self.device, self.amp, self.steps)
         if self.winograd or not wanted:
             return self.trained
         if missing := compiling.missing(self.device):
@@ -119,11 +119,13 @@ class Learner:
         others = (self.ranks.rank,) if self.ranks.rank else ()
         seed_torch(self.config.seed, EPOCH, epoch, *others)
         self.trained.train()
-        self.be_at(epoch)
 
-    def be_at(self, epoch: int) -> None:
+    def be_after(self, epoch: int) -> None:
         """Measure as this epoch did."""
-        self.pixels = resolution.pixels_at(self.stages, epoch, self.config.epochs, self.image_size)
+        self._be_at(epoch / self.config.epochs)
+
+    def _be_at(self, done: float) -> None:
+        self.pixels = resolution.pixels_at(self.stages, done, self.image_size)
 
     def train_step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """One step of the optimizer; the batch's loss and its weighted number of right answers.
@@ -131,6 +133,7 @@ class Learner:
         Of several processes each gives its own images' part of both: the mean over the processes
         is the loss of the whole batch, the sum the number of right answers in it.
         """
+        self._be_at((self.schedule.step + 1) / self.steps)
         batch = batch.to(self.device)
         images, count = batch.images, len(batch.labels)
         several = self.ranks.several or self.config.batch_size > 1
@@ -191,7 +194,7 @@ class Learner:
             torch.backends.cudnn.benchmark = usual
 
     def _run(self, forward: Callable, images: torch.Tensor) -> torch.Tensor:
-        """uint8 images on the device, normalised and at the epoch's pixels, through `forward`."""
+        """uint8 images on the device, normalised and at the step's pixels, through `forward`."""
         x = to_input(images, *self.normalizer, self.pixels)
         with self._autocast():
             return forward(x)

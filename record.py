@@ -192,5 +192,5 @@ def load_weights(learner: "Learner", path: Path) -> int:
         learner.average.load_state_dict(state["average"])
     else:
         learner.evaluated.load_state_dict(state["model"])
-    learner.be_at(state["epoch"])
+    learner.be_after(state["epoch"])
     return state["epoch"]

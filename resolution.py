@@ -1,17 +1,18 @@
 """Training that grows from small images to full ones: `--resolution_schedule=32:0.67,48:0.9`.
 
-Read: at 32 px until 67% of the epochs are done, at 48 px until 90%, then at full size. Each epoch
-is measured at the pixels that it trained at, since a model sees little at others: trained to 20% at
-32 px, it had 5% at 64. Shares, not epochs, so that it stays the same story when `epochs` changes.
+Read: at 32 px until 67% of the steps are done, at 48 px until 90%, then at full size. Each epoch
+is measured at the pixels of its last step, since a model sees little at others: trained to 32% at
+32 px, it had 2% at 64 (LOG.md). Shares, not epochs, so that it stays the same story when `epochs`
+changes.
 """
 
 import re
 
 from cli import Mistake
 
-FULL = "full"  # every epoch at full size
+FULL = "full"  # from the first step to the last
 
-Stages = tuple[tuple[int, float], ...]  # (pixels, share of the epochs at which the stage ends)
+Stages = tuple[tuple[int, float], ...]  # (pixels, share of the steps at which the stage ends)
 
 
 def parse(text: str) -> Stages:
@@ -39,14 +40,11 @@ def check_sizes(stages: Stages, full: int) -> None:
         )
 
 
-def pixels_at(stages: Stages, epoch: int, epochs: int, full: int) -> int:
-    """Pixels of epoch 1..epochs; a stage ends after the whole epoch nearest to its share, and the
-    last epoch is at full size.
+def pixels_at(stages: Stages, done: float, full: int) -> int:
+    """Pixels of the step that brings the training to this share of its steps; the last one is so
+    always at full size.
     """
-    for pixels, share in stages:
-        if epoch <= min(int(share * epochs + 0.5), epochs - 1):
-            return pixels
-    return full
+    return next((pixels for pixels, share in stages if done <= share), full)
 
 
 def _mistake(text: str, why: str) -> Mistake:

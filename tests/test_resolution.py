@@ -9,13 +9,20 @@ from record import Record
 GROWS = resolution.parse("32:0.67, 48:0.92")
 
 
-def test_shares_of_the_epochs_become_whole_epochs():
-    sizes = [resolution.pixels_at(GROWS, epoch, 12, 64) for epoch in range(1, 13)]
-    assert sizes == [32] * 8 + [48] * 3 + [64]
-    assert resolution.pixels_at(GROWS, 1, 1, 64) == 64  # the last epoch is at full size
-    assert [resolution.pixels_at(GROWS, e, 2, 64) for e in (1, 2)] == [32, 64]
-    assert [resolution.pixels_at(GROWS, e, 5, 64) for e in range(1, 6)] == [32, 32, 32, 48, 64]
-    assert [resolution.pixels_at((), e, 2, 64) for e in (1, 2)] == [64, 64]
+@pytest.mark.parametrize(
+    ("stages", "steps", "expected"),
+    [
+        (GROWS, 12, [32] * 8 + [48] * 3 + [64]),
+        (GROWS, 100, [32] * 67 + [48] * 25 + [64] * 8),
+        (GROWS, 5, [32] * 3 + [48, 64]),
+        (GROWS, 1, [64]),  # the last is at full size
+        (resolution.parse("32:0.7,48:0.9"), 10 * 602, [32] * 4214 + [48] * 1204 + [64] * 602),
+        ((), 2, [64, 64]),
+    ],
+)
+def test_shares_of_the_steps(stages, steps, expected):
+    found = [resolution.pixels_at(stages, step / steps, 64) for step in range(1, steps + 1)]
+    assert found == expected
 
 
 REFUSED = {

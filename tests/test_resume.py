@@ -99,7 +99,7 @@ def test_ten_kills_change_nothing(start, tmp_path, undisturbed, fault):
 
 AVERAGED = {"ema": 0.9, "optimizer": "adamw", "cutmix": 0.5, "mixup": 0.5, "max_lr": 0.01}
 CUT = {"schedule": "cyclic", "cycle_epochs": 2, "patience": 0, "label_smoothing": 0.1, "l1": 1e-5}
-GROWS = {"amp": "true", "resolution_schedule": "8:0.34,12:0.67", "optimizer": "muon"}
+GROWS = {"amp": "true", "resolution_schedule": "8:0.4,12:0.8", "optimizer": "muon"}
 VARIANTS = {
     "averaged weights, adamw, mixing": AVERAGED,
     "cyclic with cuts, smoothing, l1": CUT,
