@@ -91,12 +91,21 @@ def kernels_of(model: nn.Module) -> list[nn.Parameter]:
 
 
 def orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Nearly: with the singular vectors of `matrix`, and values about 1 (but for tiny ones)."""
+    """Nearly: with the singular vectors of `matrix`, and values about 1 (but for tiny ones).
+
+    A round is X <- p(S) X with S = X X', which is much smaller than X where that is a kernel's
+    matrix. As p(S) and S have the same eigenvectors, the next round's S is p(S) S p(S): X itself is
+    needed at the start and at the end alone.
+    """
     x = (matrix / (matrix.norm() + LEAST_NORM)).to(dtype)
     wide = x if x.shape[0] <= x.shape[1] else x.T
     first, third, fifth = POLYNOMIAL
-    for _ in range(ROUNDS):
-        square = wide @ wide.T
+    square, turn = wide @ wide.T, None
+    for following in reversed(range(ROUNDS)):
         factor = torch.addmm(square, square, square, beta=third, alpha=fifth)
-        wide = torch.addmm(wide, factor, wide, beta=first)
+        factor.diagonal().add_(first)
+        turn = factor if turn is None else factor @ turn
+        if following:
+            square = factor @ square @ factor
+    wide = turn @ wide
     return wide if x.shape[0] <= x.shape[1] else wide.T

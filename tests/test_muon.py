@@ -47,7 +47,7 @@ NUMBERS = {"lr": 0.4, "momentum": 0.9, "nesterov": True}
 
 
 @pytest.mark.parametrize("shape", [(64, 576), (128, 64), (40, 40)])
-@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-5), (torch.bfloat16, 0.04)])
 def test_all_singular_values_become_alike(shape, dtype, off):
     torch.manual_seed(0)
     left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
