@@ -40,12 +40,8 @@ class PastRun:
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
     def best(self, key: str = "val/acc", goal: str = "maximize") -> tuple[int, float] | None:
-        """Epoch and value, None where the metric was never logged. Where the images grew, of the
-        epochs at the largest size, as `best.pt`.
-        """
-        most = max((row.get("pixels", 0) for row in self.rows), default=0)
-        rows = [row for row in self.rows if row.get("pixels", 0) == most]
-        epochs, values = replace(self, rows=rows).column(key)
+        """Epoch and value, None where the metric was never logged."""
+        epochs, values = replace(self, rows=at_largest(self.rows)).column(key)
         if not values:
             return None
         value = best(values, goal)
@@ -190,6 +186,12 @@ def read_history(run: Path) -> list[dict[str, float]]:
             return [{key: float(value) for key, value in row.items() if value} for row in rows]
     except (TypeError, ValueError, csv.Error) as error:
         raise Mistake(f"{run / HISTORY}: every cell must be a number ({error})") from error
+
+
+def at_largest(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The epochs of which the best is chosen, as best.pt is: all, unless the images grew."""
+    most = max((row.get("pixels", 0) for row in rows), default=0)
+    return [row for row in rows if row.get("pixels", 0) == most]
 
 
 def best(values: Sequence[float], goal: str) -> float | None:

@@ -132,8 +132,8 @@ class Config:
     )
     resolution_schedule: str = _plain(
         resolution.FULL,
-        "full, or images that grow: 32:0.67,48:0.9 trains and measures at 32 px until 67% of the "
-        "steps, at 48 until 90%, then at full size",
+        "full, or images that grow: 32:0.67,48:0.9 trains at 32 px until 67% of the steps, at "
+        "48 until 90%, then at full size, and measures an epoch at the pixels of its last step",
     )
     # bookkeeping
     seed: int = _number(0, "of weights, order and augmentation", 0, 2**31 - 1)

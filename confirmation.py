@@ -88,7 +88,7 @@ class Confirmation:
         self.study.release(job.key)
 
     def results(self) -> list[Confirmed]:
-        """Best first, those of which every seed failed last; of the seeds that are done."""
+        """Best first, those of which no seed has a value last."""
         found = []
         for one in self.trials:
             values, failed, left = {}, 0, 0
@@ -97,14 +97,14 @@ class Confirmation:
                 value = self.study.reached(job, "finished") if state in self.over else None
                 if value is not None:
                     values[job.parameters["seed"]] = value
-                lost = state == "failed" or job.key in self.failed
-                failed += lost
-                left += not lost and state not in self.over
-            if values or failed or left:
-                told = " ".join(self.study.told(one.job))
-                found.append(
-                    Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed, left)
-                )
+                elif state in (*self.over, "failed") or job.key in self.failed:
+                    failed += 1
+                else:
+                    left += 1
+            told = " ".join(self.study.told(one.job))
+            found.append(
+                Confirmed(one.job.key, one.job.run_id, told, one.value, values, failed, left)
+            )
         sign = 1 if self.study.goal == "maximize" else -1
         return sorted(
             found,

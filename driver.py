@@ -5,23 +5,21 @@ epoch. Ctrl-C, SIGTERM and SIGHUP save all trials; the same call goes on with th
 also on several machines, may work on one study.
 """
 
-import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import hyperband
 from cli import DISK_FULL, Mistake
 from ending import on_request
 from ranks import PROCESSES
 from run_folder import is_in_use, read_summary
+from standings import Board, best_of
 from study import ENDS, End, Study
+from study_folder import check_command
 from trial import Job, Trial, last_lines, signal_by_torchrun
-
-if TYPE_CHECKING:
-    from standings import Board
 
 LOOK_EVERY_S = 0.1
 ASK_EVERY_S = 2.0  # for a trial that a dead driver has left, while ours are at work
@@ -55,11 +53,12 @@ class Search:
     def target_reached(self) -> bool:
         if self.target is None:
             return False
-        done = (one for one in self.study.standings() if one.state != "failed")
-        values = [one.value for one in done if one.value is not None]
+        best = best_of(self.study.standings(), self.study.goal)
+        if best is None:
+            return False
         if self.study.goal == "maximize":
-            return max(values, default=-math.inf) >= self.target
-        return min(values, default=math.inf) <= self.target
+            return best.value >= self.target
+        return best.value <= self.target
 
     def ended(self, job: Job, end: End) -> None:
         self.study.ended(job, end)
@@ -86,7 +85,7 @@ class Driver:
         rule: Mapping[str, Any] | None,
         places: Sequence[tuple[str, Mapping[str, str]]],
         max_failures: int,
-        board: "Board",
+        board: Board,
     ):
         self.study, self.source, self.max_failures = study, source, max_failures
         self.slots = [Slot(name, env) for name, env in places]
@@ -165,7 +164,10 @@ class Driver:
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
 
     def check_place(self, job: Job) -> None:
-        """Whether train.py, called from here, would go on where this job's run is."""
+        """Whether train.py, called from here, would do what the study's others did, and go on where
+        this job's run is.
+        """
+        check_command(self.study, "other trials need it as it was")
         goes_to, is_in = self.study.output_dir(job.parameters), job.run.parent
         if is_in.is_dir() and not (goes_to.is_dir() and goes_to.samefile(is_in)):
             raise Mistake(

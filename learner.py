@@ -211,8 +211,8 @@ class Learner:
         loss = (batch.share * losses[0] + (1 - batch.share) * losses[1]).sum()
         loss = loss * (self.ranks.world / batch.whole)
         if self.config.l1:
-            weights = (p for p in self.model.parameters() if p.ndim > 1)  # not norms and biases
-            loss = loss + self.config.l1 * sum(weight.abs().sum() for weight in weights)
+            sizes = [weight.abs().sum() for weight in models.weights_of(self.model)]
+            loss = loss + self.config.l1 * sum(sizes)
         return loss
 
     def state_dict(self) -> dict[str, Any]:

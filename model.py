@@ -233,12 +233,17 @@ def _separable(inputs: int, outputs: int) -> "nn.Module":
     return nn.Sequential(_conv(inputs, inputs, 3, groups=inputs), _conv(inputs, outputs, 1))
 
 
+def weights_of(model: "nn.Module") -> "list[nn.Parameter]":
+    """Of convolutions and linear layers, not norms and biases."""
+    return [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+
+
 def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict]:
-    """For an optimizer: weight decay on convolutions and linear layers, not on norms and biases."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """For an optimizer: weight decay on weights alone."""
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": weights_of(model), "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
 
 

@@ -10,7 +10,7 @@ from driver import Driver, Search
 from ending import die_of
 from standings import Board, best_of, console, sentence, table
 from study import ENDS
-from study_folder import check_command, create, folder_of, load
+from study_folder import create, folder_of, load
 
 
 def run(options, sweep: dict, count: int | None) -> int:
@@ -56,7 +56,6 @@ def status(options) -> int:
 def confirm(options) -> int:
     slots = places(options.workers, options.devices)
     study = load(options.dir)
-    check_command(study, "other seeds need it as it was")
     confirmation = Confirmation(study, options.top, options.seeds)
     board = Board(study, time.monotonic, lives=False)  # its table has the trials of the search
     driver = Driver(study, confirmation, None, slots, options.max_failures, board)

@@ -61,7 +61,7 @@ class Record:
         """Write down an epoch."""
         rows, best = [*self.rows, row], self.best
         config, epoch = to_dict(self.config), row["epoch"]
-        if self._is_best(row):
+        if max(rows, key=worth) is row:
             best = {"best_val_acc": measured.acc, "best_epoch": epoch}
             self._write_predictions(measured, epoch)
             state = {"model": learner.evaluated.state_dict(), "config": config, "epoch": epoch}
@@ -79,13 +79,6 @@ class Record:
         self.folder.settle(best["best_epoch"])
         self.rows, self.best = rows, best  # not before: an epoch that is not kept did not happen
         self.folder.write_history(self.rows)
-
-    def _is_best(self, row: dict[str, Any]) -> bool:
-        """Where the images grow, what was reached with smaller ones is no longer compared."""
-        if not self.best["best_epoch"]:
-            return True
-        former = self.rows[self.best["best_epoch"] - 1]
-        return worth(row) > worth(former)
 
     def _write_predictions(self, measured: "Evaluation", epoch: int) -> None:
         arrays = {
@@ -109,7 +102,9 @@ class Record:
 
 
 def worth(row: dict[str, Any]) -> tuple[float, float]:
-    """Of an epoch, for the choice of the best."""
+    """Of an epoch, for the choice of the best: what was reached with smaller images is nothing to
+    what larger ones reached.
+    """
     return row.get("pixels", 0), row["val/acc"]
 
 

@@ -71,7 +71,7 @@ def _others_confirmed(findings: Findings) -> list[str]:
         best, own = confirmed["trials"][0], _own(findings, confirmed)
         if own and own["values"]:
             return []
-        if own:
+        if own and own["failed"]:
             others = count(own["failed"], "other seed")
             told.append(f"It was trained again with {others}, and failed.")
         if best["values"]:

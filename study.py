@@ -26,7 +26,7 @@ import yaml
 
 import locks
 import sweep_file
-from collection import best, read_history
+from collection import at_largest, best, read_history
 from config import FIELDS, Config, to_dict
 from run_folder import is_in_use, is_locked, read_summary
 from sweep_parameters import distribution
@@ -66,6 +66,7 @@ class Progress:
     stamp: tuple[int, ...] = ()  # of the file
     epochs: int = 0
     values: Sequence[float] = ()  # the metric, where an epoch has it
+    at_largest: Sequence[float] = ()  # those that count in the end
     seconds: float = 0.0
 
 
@@ -254,16 +255,19 @@ class Study:
         known = self._progress.get(run)
         if known is None or known.stamp != stamp:
             rows = read_history(run)
-            values = array("d", (row[self.metric] for row in rows if self.metric in row))
+            values, counted = (
+                array("d", (row[self.metric] for row in some if self.metric in row))
+                for some in (rows, at_largest(rows))
+            )
             seconds = sum(row.get("time/epoch_s", 0) for row in rows)
-            known = self._progress[run] = Progress(stamp, len(rows), values, seconds)
+            known = self._progress[run] = Progress(stamp, len(rows), values, counted, seconds)
         return known
 
     def reached(self, job: Job, state: str) -> float | None:
-        """A run's value: the best over its epochs; of a failed one with `impute: latest`, the last;
-        where no epoch has the metric, the summary's.
+        """A run's value: the best over its epochs (where its images grew: at their largest); of a
+        failed one with `impute: latest`, the last; where no epoch has the metric, the summary's.
         """
-        values = self.values(job)
+        values = self._progress_of(job.run).at_largest
         if state == "failed" and self.sweep["metric"].get("impute") == "latest":
             values = values[-1:]
         if not values:

@@ -233,17 +233,18 @@ def of_command(command: Any) -> dict[str, Any]:
 
 
 def output_dir_of(command: Any) -> dict[str, Any]:
-    """Where the command's own words put the runs, with this machine's environment filled in as
-    W&B's agent does it; empty where they do not say.
+    """Where a command with words of this machine's environment puts the runs; empty where it does
+    not say. They are filled in as W&B's agent does it.
     """
     if not isinstance(command, list):
         return {}
-    filled = (
-        re.sub(rf"\$\{{{ENVIRONMENT}\}}", lambda one: environ.get(one[1], one[1]), str(word))
-        for word in command
-    )
-    options, _ = _parser().parse_known_args(_plain_words(filled))
-    return {key: value for key, value in config.given(options).items() if key == "output_dir"}
+    words = [str(word) for word in command]
+    filled = [
+        re.sub(rf"\$\{{{ENVIRONMENT}\}}", lambda one: environ.get(one[1], one[1]), word)
+        for word in words
+    ]
+    given = of_command(filled) if filled != words else {}
+    return {key: value for key, value in given.items() if key == "output_dir"}
 
 
 def _check_flags(command: list[Any]) -> None:

@@ -29,7 +29,7 @@ import charts
 import cli
 from cli import Mistake
 from collection import HISTORY, PastRun, is_study, read_history, read_run, trials_of
-from record import HALF_KEPT
+from record import HALF_KEPT, worth
 from run_folder import read_json
 from sweep_file import read as read_sweep
 from sweep_parameters import distribution
@@ -114,7 +114,7 @@ def draw(folder: Path) -> list[Path]:
         row["epoch"] = int(row["epoch"])
     counted = np.loadtxt(folder / "confusions.csv", int, delimiter=",", skiprows=1, ndmin=2)
     true, predicted = np.repeat(counted[:, :2], counted[:, 2], axis=0).T
-    best = max(rows, key=lambda row: row["val/acc"])["epoch"]
+    best = max(rows, key=worth)["epoch"]
     figures = {
         "curves": charts.curves(rows, best, folder.name),
         "classes": charts.class_accuracy(true, predicted, names),

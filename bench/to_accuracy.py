@@ -180,7 +180,7 @@ def main() -> None:
 
 def trained(folder: Path, options: argparse.Namespace) -> dict[str, Curve]:
     """Both curves; what lies in the folder from an earlier call of the same kind is not redone."""
-    asked = {"classes": options.classes, "epochs": options.epochs, "measured": "at own pixels"}
+    asked = {"classes": options.classes, "epochs": options.epochs}
     subset = folder / "data"
     if not subset.exists():
         write_subset(options.data_dir, subset, options.classes)

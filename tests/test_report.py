@@ -253,6 +253,8 @@ def test_seeds_that_failed_are_told():
     beside, told = certainty(runs[:1], [study])
     assert "It was trained again with 3 other seeds, and failed." in told
     assert "standard error" in beside
+    trial.update(failed=0, open=3)  # another driver's, which has not ended
+    assert "trained again" not in certainty(runs[:1], [study])[1]
 
 
 def test_classes_best_first(tmp_path):

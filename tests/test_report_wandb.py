@@ -320,6 +320,11 @@ def test_the_server_goes_away_in_the_middle(call, server):
     assert f"W&B at {server.url}" in said
 
 
+def test_a_project_may_have_spaces():
+    assert place_of("me/my project/abc") == place_of("me/my project/sweeps/abc")
+    assert place_of("me/my project").project == "my project"
+
+
 PLACES = ("tester", "/tester/tinysweep", "tester/tinysweep/", "a/b/c/d", "a b/c", "", "a/b/c'd")
 
 

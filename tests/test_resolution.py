@@ -3,8 +3,8 @@ import pytest
 import resolution
 from cli import Mistake
 from collection import PastRun
-from config import Config, from_mapping
-from record import Record
+from config import from_mapping
+from record import worth
 
 GROWS = resolution.parse("32:0.67, 48:0.92")
 
@@ -51,13 +51,7 @@ def test_refused(text):
 def test_what_larger_images_reached_is_the_best():
     accs = [(32, 0.3), (32, 0.4), (64, 0.2), (64, 0.35), (64, 0.25)]
     rows = [{"epoch": n, "pixels": px, "val/acc": acc} for n, (px, acc) in enumerate(accs, 1)]
-    record = Record(Config(), None, None)
-    chosen = []
-    for row in rows:
-        if record._is_best(row):
-            record.best = {"best_val_acc": row["val/acc"], "best_epoch": row["epoch"]}
-            chosen.append(row["epoch"])
-        record.rows.append(row)
-    assert chosen == [1, 2, 3, 4]
+    best = [max(rows[:epoch], key=worth)["epoch"] for epoch in range(1, 6)]
+    assert best == [1, 2, 3, 4, 4]
     assert PastRun("x", None, "finished", {}, rows, {}).best() == (4, 0.35)
     assert PastRun("x", None, "running", {}, rows[:2], {}).best() == (2, 0.4)

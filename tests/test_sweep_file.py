@@ -8,7 +8,7 @@ import yaml
 
 import sweep_file
 from conftest import REPO, assert_mistake, run
-from sweep_file import check, most_epochs
+from sweep_file import check, most_epochs, output_dir_of
 from sweep_parameters import distribution
 
 
@@ -380,3 +380,10 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize("name", ["sweep.yaml", "sweep_cpu.yaml", "demo.yaml"])
 def test_what_is_shipped_has_no_warning(name):
     assert sweep_file.check(yaml.safe_load((REPO / name).read_text()), REPO).warnings == []
+
+
+def test_a_recipe_whose_place_the_environment_tells_says_where_the_runs_go(tmp_path, monkeypatch):
+    (tmp_path / "r.yaml").write_text("output_dir: elsewhere\n")
+    command = ["${program}", "--config=${envvar:TINYSWEEP_HOME}/r.yaml"]
+    monkeypatch.setenv("TINYSWEEP_HOME", str(tmp_path))
+    assert output_dir_of(command) == {"output_dir": "elsewhere"}

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from past import write_run
 
 from collection import best, read_history
-from confirmation import Confirmed, verdict
+from confirmation import Confirmation, Confirmed, report, verdict
+from conftest import REPO
 from run_folder import is_in_use
 from standings import in_words, seconds_left
-from study import Standing
+from study import End, Standing, Study
+from study_folder import create
+from sweep_file import read
 from trial import Job, command_of, last_lines
 
 GIVEN = {"max_lr": 0.1, "amp": False, "flip": True, "model": "small"}
@@ -147,3 +151,41 @@ def test_verdict_names_the_trials_whose_seeds_failed():
     assert str(confirmed[2]) == "trial 2: (0.6000) 3 of 3 seeds failed  "
     going_on = dataclasses.replace(confirmed[1], failed=0, open=1)
     assert verdict([going_on], "val/acc").endswith("leads nobody; of trial 1 1 not done yet")
+
+
+def study_of(folder: Path, *reached: float) -> Study:
+    """With trials that are finished, and reached so much."""
+    study = create(folder / "study", read(REPO / "sweep.yaml"))
+    for number, value in enumerate(reached):
+        run = write_run(folder / "runs", f"s-{number}", reached=value)
+        given = {"max_lr": 0.1, "aug_strength": 1.0}
+        job = {"run_id": run.name, "run": str(run), "parameters": given}
+        study.optuna.ask().set_user_attr("job", job)
+        study.claim(f"{number:03d}")
+        study.ended(study.job(number, job), End("finished", value, 5))
+    return study
+
+
+def test_seeds_that_are_not_done_are_told(tmp_path):
+    study = study_of(tmp_path, 0.6, 0.5)
+    write_run(tmp_path / "runs", "s-0-seed1", reached=0.6)
+    write_run(tmp_path / "runs", "s-0-seed2", state="failed")
+    write_run(tmp_path / "runs", "s-1-seed1", state=None)
+    write_run(tmp_path / "runs", "s-1-seed2", reached=None)  # finished, and measured nothing
+    confirmation = Confirmation(study, 2, 3)
+    first, second = confirmation.results()
+    assert [*first.values] == [1]
+    assert [first.failed, first.open] == [1, 1]
+    assert not second.values
+    assert [second.failed, second.open] == [1, 2]
+    assert "of trial 000 1 not done yet; of trial 001 2 not done yet" in report(study, confirmation)
+
+
+def test_a_trials_value_is_of_its_largest_images(tmp_path):
+    study = study_of(tmp_path, 0.6)
+    accs = {1: (8, 0.9), 2: (16, 0.3), 3: (16, 0.4)}
+    cells = {epoch: {"pixels": pixels, "val/acc": acc} for epoch, (pixels, acc) in accs.items()}
+    run = write_run(tmp_path / "runs", "grows", epochs=3, changed=cells)
+    job = study.job(1, {"run_id": run.name, "run": str(run), "parameters": {}})
+    assert study.reached(job, "finished") == 0.4
+    assert list(study.values(job)) == [0.9, 0.3, 0.4]  # hyperband's

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import charts
 import data
 import localisation
 import record
@@ -68,6 +69,14 @@ def test_the_panel_shows_the_same_images_for_the_same_split(shapes_dir):
     assert len(set(indices)) == viz.PANEL_IMAGES
     assert set(indices) <= set(loaded.val)
     assert set(loaded.labels[indices]) == set(range(10))  # each class before any has a second
+
+
+def test_the_curves_tell_where_the_images_grew():
+    sizes = [8, 8, 12, 16]
+    rows = [{"epoch": n, "val/acc": 0.5, "pixels": px} for n, px in enumerate(sizes, 1)]
+    accuracy = charts.curves(rows, 4, "run").axes[0]
+    told = [(text.get_text().strip(), text.xy[0]) for text in accuracy.texts]
+    assert told == [("8 px", accuracy.get_xlim()[0]), ("12 px", 2.5), ("16 px", 3.5)]
 
 
 def test_a_box_is_drawn_around_its_pixels():
