@@ -130,9 +130,9 @@ def test_an_epoch_of_cifar10_has_the_published_steps(name):
 def test_cpu_grows_from_32_pixels_to_64():
     config = recipe("cpu")
     stages = resolution.parse(config.resolution_schedule)
-    sizes = [resolution.pixels_at(stages, epoch / 10, 64) for epoch in range(1, 11)]
-    assert sizes == [32] * 7 + [48] * 2 + [64]
-    assert config.epochs == 10
+    sizes = [resolution.pixels_at(stages, epoch / 12, 64) for epoch in range(1, 13)]
+    assert sizes == [32] * 8 + [48] * 3 + [64]
+    assert config.epochs == 12
 
 
 def test_the_mixes_of_best_end_after_epoch_45():
