@@ -150,7 +150,7 @@ class Driver:
             said = last_lines(self.study.log(job)) if ended == "failed" else ()
             self.close(slot, ended, said)
             return
-        self.check_place(job)
+        self.check_here(job)
         slot.starts += 1
         slot.rows = len(self.study.values(job))  # hyperband waits for one that this process wrote
         again = " again" if slot.starts > 1 or job.run.exists() else ""
@@ -163,7 +163,7 @@ class Driver:
                 raise
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
 
-    def check_place(self, job: Job) -> None:
+    def check_here(self, job: Job) -> None:
         """Whether train.py, called from here, would do what the study's others did, and go on where
         this job's run is.
         """

@@ -73,6 +73,24 @@ def test_a_step_waits_for_nothing(far):
         loss.item()
 
 
+def test_images_grow_within_an_epoch_and_it_is_measured_at_its_last_size(shapes_dir):
+    loaded = data.load("shapes", shapes_dir)
+    grows = {"image_size": 24, "resolution_schedule": "8:0.25,16:0.75"}
+    config = Config(dataset="shapes", model="small", device="cpu", epochs=2, **grows)
+    learner = learners.Learner(config, loaded, 4)
+    batch = next(epoch_of(train_loader(loaded, Augmentation(), 4, seed=0), 1))
+    sizes = []
+    for epoch in (1, 2):
+        learner.begin_epoch(epoch)
+        for _ in range(4):
+            learner.train_step(batch)
+            sizes.append(learner.pixels)
+    assert sizes == [8] * 2 + [16] * 4 + [24] * 2
+    for epoch, pixels in ((1, 16), (2, 24)):
+        learner.be_after(epoch)
+        assert learner.pixels == pixels
+
+
 def test_measuring_waits_for_nothing_until_its_end(far):
     learner, loaded = far
     first, *others = val_loader(loaded, 8)
