@@ -127,12 +127,12 @@ def test_an_epoch_of_cifar10_has_the_published_steps(name):
     assert rates(recipe(name), 50_000)[0] == 391
 
 
-def test_cpu_grows_from_32_pixels_to_64():
+def test_cpu_grows_from_24_pixels_to_64():
     config = recipe("cpu")
     stages = resolution.parse(config.resolution_schedule)
-    sizes = [resolution.pixels_at(stages, epoch / 12, 64) for epoch in range(1, 13)]
-    assert sizes == [32] * 8 + [48] * 3 + [64]
-    assert config.epochs == 12
+    sizes = [resolution.pixels_at(stages, epoch / 11, 64) for epoch in range(1, 12)]
+    assert sizes == [24] * 3 + [32] * 4 + [48] * 3 + [64]
+    assert config.epochs == 11
 
 
 def test_the_mixes_of_best_end_after_epoch_45():
