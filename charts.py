@@ -75,12 +75,13 @@ def curves(rows: Sequence[dict[str, Any]], best_epoch: int, title: str) -> Figur
             loc="left",
             fontsize=10,
             color=MARK,
+            pad=18 if "pixels" in rows[0] else None,  # above the sizes
         )
     return figure
 
 
 def _mark_sizes(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    """Where the images grew, their sizes along the upper edge."""
+    """Where the images grew, with their sizes above the upper edge."""
     before = None
     for row in rows:
         pixels = row.get("pixels")
@@ -89,10 +90,9 @@ def _mark_sizes(axis: Axes, rows: Sequence[dict[str, Any]]) -> None:
             if before:
                 axis.axvline(start, color=MARK, lw=0.6)
             axis.annotate(
-                f" {pixels:.0f} px",
-                (max(start, axis.get_xlim()[0]), 1),
+                f"{pixels:.0f} px",
+                (max(start, axis.get_xlim()[0]), 1.01),
                 xycoords=("data", "axes fraction"),
-                va="top",
                 fontsize=8,
                 color=MARK,
             )

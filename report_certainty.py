@@ -149,8 +149,9 @@ def _luck(findings: Findings) -> str:
     """What was chosen by looking at the very images that the number is measured on."""
     best, tried = findings.best, len(findings.ranked)
     chosen = []
-    if best.epochs > 1 and best.epoch is not None:
-        chosen.append(f"the best of {best.epochs} epochs")
+    if best.candidates > 1 and best.epoch is not None:
+        grown = " at the full size" if best.candidates < best.epochs else ""
+        chosen.append(f"the best of {best.candidates} epochs{grown}")
     if tried > 1:
         chosen.append(f"the best of {tried} runs")
     if not chosen:

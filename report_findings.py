@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from collection import PastRun, PastStudy
+from collection import PastRun, PastStudy, at_largest
 
 ACCURACY = "val/acc"
 SHARES = ("val/acc", "val/top5", "train/acc", "best_val_acc")  # metrics that are counts of images
@@ -63,6 +63,11 @@ class Entry:
     @property
     def epochs(self) -> int:
         return len(self.run.rows) or int(finite(self.run.summary.get("epochs")) or 0)
+
+    @property
+    def candidates(self) -> int:
+        """The epochs of which the best was chosen."""
+        return len(at_largest(self.run.rows)) or self.epochs
 
     @property
     def seconds(self) -> float | None:

@@ -221,6 +221,17 @@ def test_one_run_is_as_sure_as_its_images():
     assert "the best of 3 epochs" in told and "last epoch, which nobody chose, has 50.0%" in told
 
 
+def test_where_images_grew_the_best_is_chosen_among_the_epochs_at_the_largest():
+    run = made("a", [0.7, 0.6, 0.5])
+    for row, pixels in zip(run.rows, (32, 64, 64), strict=True):
+        row["pixels"] = pixels
+    _, told = certainty([run])
+    assert "the best of 2 epochs at the full size, chosen" in told
+    del run.rows[2]
+    _, told = certainty([run])
+    assert "chosen" not in told and "of 1 epoch" not in told
+
+
 def test_other_seeds_say_more_than_the_images():
     runs = [made("a", [0.6], seed=0), made("b", [0.5], seed=1), made("c", [0.55], seed=0, x=1)]
     beside, told = certainty(runs)
