@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 PY := .venv/bin/python
-# Data and runs of the commands below; both are made where they are missing.
+# `make bench` measures on real data (`python data.py fetch`); this is their folder.
 DATA_DIR ?= data
 
 .DEFAULT_GOAL := help
@@ -14,7 +14,7 @@ help: ## list the targets
 setup: .venv/.installed ## make .venv and install requirements.txt (about 6 GB, most of it torch)
 	@echo "ready: .venv ($$($(PY) --version)); next: make demo"
 
-demo: .venv/.installed ## no account, no network: a short sweep on the built-in data set, and its report
+demo: .venv/.installed ## no account, no network but the package index: a short sweep on the built-in data set, and its report
 	@$(PY) data.py shapes
 	@$(PY) data.py show --dataset=shapes -o augmented.png
 	@study=sweeps/demo-$$(date +%Y%m%d-%H%M%S); \

@@ -104,7 +104,7 @@ class Config:
     )
     cycle_epochs: float = _number(10.0, "cyclic: epochs of one triangle", 0, 10_000, above=True)
     patience: int = _number(
-        4, "plateau, cyclic: epochs without a better loss before a cut", 0, 10_000
+        4, "plateau, cyclic: epochs without a better loss; one more brings a cut", 0, 10_000
     )
     factor: float = _number(
         0.1, "plateau, cyclic: a cut multiplies the rate by this", 0, 1, above=True

@@ -24,7 +24,7 @@ from config import Config
 from loader import Batch, to_input
 from muon import Muon
 from ranks import ALONE, Ranks, together
-from schedules import create_schedule
+from schedules import create_schedule, moves_momentum
 
 if TYPE_CHECKING:
     from data import Data
@@ -52,6 +52,7 @@ class Learner:
         self.image_size = config.image_size or data.images.shape[1]
         self.stages = resolution.parse(config.resolution_schedule)
         resolution.check_sizes(self.stages, self.image_size)
+        self.largest_batch = min(config.batch_size, len(data.train))
         self.pixels = self.image_size  # of the step, and of what is measured after it
         self.normalizer = config.normalizer()
         seed_torch(config.seed, INIT)
@@ -65,9 +66,9 @@ class Learner:
         if self.winograd:
             winograd.replace(self.model)
         if ranks.several:
-            images = min(config.batch_size, len(data.train))
-            if trains and images < ranks.world:
-                raise Mistake(f"batches of {images} images are too few for {ranks.world} processes")
+            most = self.largest_batch
+            if trains and most < ranks.world:
+                raise Mistake(f"batches of {most} images are too few for {ranks.world} processes")
             norms.synchronise(self.model)
         for pixels, _ in self.stages:
             models.check_fit(self.model, config.model, pixels)
@@ -92,7 +93,16 @@ class Learner:
         devices = None if self.device.type == "cpu" else [self.device.index]
         with together():
             # Norms have the same statistics everywhere by themselves.
-            return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=False)
+            parallel = DistributedDataParallel(
+                self.model, device_ids=devices, broadcast_buffers=False
+            )
+            # After its first gradients it arranges them anew, so that of three processes and more
+            # they are added up in another order. A run that goes on would begin with the first one.
+            pixels = self.stages[0][0] if self.stages else self.image_size
+            image = torch.zeros(1, 3, pixels, pixels, device=self.device)
+            parallel.eval()(image).sum().backward()
+        self.model.zero_grad()
+        return parallel
 
     def _compile(self) -> Callable:
         """One graph a resolution (`dynamic=False`); the short last batch runs without one."""
@@ -143,7 +153,7 @@ class Learner:
         if not count:  # the others wait for our gradients, which are zero
             images = images.new_zeros(1, *images.shape[1:])
         # Of the whole batch, so that all decide alike: compiled, sums come in another order.
-        whole = batch.whole == self.config.batch_size
+        whole = batch.whole == self.largest_batch
         forward = self.compiled if whole else self.trained
         self._search(whole)
         logits = self._run(forward, images).float()[:count]
@@ -293,11 +303,13 @@ def _optimizer(model: nn.Module, config: Config, amp: bool) -> torch.optim.Optim
     groups = models.parameter_groups(model, config.weight_decay)
     # One kernel for all parameters; on a CPU an update is 0.2% of a step either way.
     kind = {"fused": True} if groups[0]["params"][0].is_cuda else {}
-    nesterov = config.nesterov and config.momentum > 0
+    # Where the schedule moves the momentum, only whether there is one matters here.
+    momentum = 0.9 if moves_momentum(config) else config.momentum
+    nesterov = config.nesterov and momentum > 0
     if config.optimizer == "muon":
         dtype = torch.bfloat16 if amp else torch.float32
-        return Muon(model, groups, config.max_lr, config.momentum, dtype, nesterov=nesterov, **kind)
+        return Muon(model, groups, config.max_lr, momentum, dtype, nesterov=nesterov, **kind)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, config.max_lr, config.momentum, nesterov=nesterov, **kind)
+        return torch.optim.SGD(groups, config.max_lr, momentum, nesterov=nesterov, **kind)
     adam = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, config.max_lr, betas=(config.momentum, 0.999), **kind)
+    return adam(groups, config.max_lr, betas=(momentum, 0.999), **kind)

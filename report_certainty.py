@@ -150,7 +150,7 @@ def _luck(findings: Findings) -> str:
     best, tried = findings.best, len(findings.ranked)
     chosen = []
     if best.candidates > 1 and best.epoch is not None:
-        grown = " at the full size" if best.candidates < best.epochs else ""
+        grown = " at the largest size" if best.candidates < best.epochs else ""
         chosen.append(f"the best of {best.candidates} epochs{grown}")
     if tried > 1:
         chosen.append(f"the best of {tried} runs")

@@ -9,6 +9,7 @@ Steps count from 0: the first batch trains with `rate_at(0)`, the last of n with
 and there the rate stays.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line needs KINDS and does not wait for torch
@@ -66,8 +67,15 @@ def create_schedule(
     return Schedule(optimizer, kind, config.max_lr, total_steps, numbers, plateau)
 
 
+def moves_momentum(config: "Config") -> bool:
+    """Then the schedule alone says what it is, from the first step on."""
+    return config.cycle_momentum and config.schedule in ("onecycle", "cyclic")
+
+
 class Schedule:
-    """`step_batch()` after each optimizer step, `step_epoch(val_loss)` after each evaluation."""
+    """`step_batch()` after each optimizer step, `step_epoch(val_loss, pixels)` after each epoch:
+    the loss on images of so many pixels.
+    """
 
     def __init__(
         self,
@@ -90,6 +98,7 @@ class Schedule:
         self._at.step()  # once, or the scheduler warns that training does not
         self._cuts = _stand_in(1.0)
         self._plateau = plateau and lr_scheduler.ReduceLROnPlateau(self._cuts, **plateau)
+        self._pixels: int | None = None  # of the last loss
         self._apply()
 
     @property
@@ -109,22 +118,30 @@ class Schedule:
         self.step += 1
         self._apply()
 
-    def step_epoch(self, val_loss: float) -> None:
-        """`plateau` and `cyclic` listen, the others do not; a loss of NaN is not a better one."""
+    def step_epoch(self, val_loss: float, pixels: int) -> None:
+        """`plateau` and `cyclic` listen, the others do not; a loss of NaN is not a better one.
+
+        Where images have grown, the losses before are forgotten, as they are no measure for it.
+        """
         if self._plateau:
+            if self._pixels not in (None, pixels):
+                self._plateau.best, self._plateau.num_bad_epochs = math.inf, 0
+            self._pixels = pixels
             self._plateau.step(val_loss)
             self._apply()
 
     def state_dict(self) -> dict:
         """Plain numbers and words: torch.load(weights_only=True) reads them."""
         plateau = self._plateau and self._plateau.state_dict()
-        return {"step": self.step, "scale": self.scale, "plateau": plateau}
+        told = {"step": self.step, "scale": self.scale, "plateau": plateau}
+        return told | ({"pixels": self._pixels} if plateau else {})
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
         self._cuts.param_groups[0]["lr"] = state["scale"]
         if self._plateau:
             self._plateau.load_state_dict(state["plateau"])
+            self._pixels = state.get("pixels")
         self._apply()
 
     def _apply(self) -> None:

@@ -169,7 +169,7 @@ def one_epoch(
         raise Diverged(
             f"the validation loss is {measured.loss} after epoch {epoch}; try a lower --max_lr"
         )
-    learner.schedule.step_epoch(measured.loss)
+    learner.schedule.step_epoch(measured.loss, learner.pixels)
     row = {
         "epoch": epoch,
         "lr": learner.lr,

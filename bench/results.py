@@ -28,7 +28,7 @@ import numpy as np
 import charts
 import cli
 from cli import Mistake
-from collection import HISTORY, PastRun, is_study, read_history, read_run, trials_of
+from collection import HISTORY, PastRun, is_run, is_study, read_history, read_run, trials_of
 from record import HALF_KEPT, worth
 from run_folder import read_json
 from sweep_file import read as read_sweep
@@ -156,6 +156,8 @@ def main(arguments: list[str]) -> int:
         if of_sweep:
             take_sweep(options.run, folders[0])
         else:
+            if not is_run(options.run):
+                raise Mistake(f"{options.run}: no run's folder, nor a study's")
             take(read_run(options.run.resolve()), folders[0])
     else:
         folders = sorted(options.results.glob("*/"))

@@ -5,6 +5,7 @@ The stand-in for a GPU is torch's `meta` device, which has no values: whoever as
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 
@@ -89,6 +90,27 @@ def test_images_grow_within_an_epoch_and_it_is_measured_at_its_last_size(shapes_
     for epoch, pixels in ((1, 16), (2, 24)):
         learner.be_after(epoch)
         assert learner.pixels == pixels
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_momentum_that_is_not_in_force_changes_nothing(shapes_dir, optimizer, momentum):
+    config = Config(dataset="shapes", model="small", device="cpu", optimizer=optimizer)
+    config = dataclasses.replace(config, nesterov=True, cycle_momentum=True, momentum=momentum)
+    learner = learners.Learner(config, data.load("shapes", shapes_dir), 4)
+    assert {group["momentum"] for group in learner.optimizer.param_groups} == {0.95}
+    assert all(group["nesterov"] for group in learner.optimizer.param_groups)
+
+
+def test_a_batch_of_all_images_is_compiled(shapes_dir, monkeypatch):
+    loaded = data.load("shapes", shapes_dir)
+    config = Config(dataset="shapes", model="small", device="cpu", batch_size=len(loaded.train) + 1)
+    learner = learners.Learner(config, loaded, 1)
+    seen = []
+    monkeypatch.setattr(learner, "compiled", lambda x: seen.append(len(x)) or learner.model(x))
+    (batch,) = epoch_of(train_loader(loaded, Augmentation(), 4096, seed=0), 1)
+    learner.train_step(batch)
+    assert seen == [len(loaded.train)]
 
 
 def test_measuring_waits_for_nothing_until_its_end(far):

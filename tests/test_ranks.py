@@ -71,11 +71,11 @@ def alone(start, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(start, tmp_path_factory) -> Path:
-    """An undisturbed run of two processes."""
-    both = Together(start, tmp_path_factory.mktemp("two"), 2, **RESNET)
-    assert both.wait() == [0, 0], both.text
-    return both.folder
+def three(start, tmp_path_factory) -> Path:
+    """An undisturbed run of three processes: two add up alike in any order."""
+    group = Together(start, tmp_path_factory.mktemp("three"), 3, **RESNET)
+    assert group.wait() == [0, 0, 0], group.text
+    return group.folder
 
 
 @pytest.mark.parametrize("mixing", [{}, {"cutmix": 0.5, "mixup": 0.5}])
@@ -122,10 +122,10 @@ def test_the_history_of_one_process(world, start, alone, tmp_path):
     assert_same_history(group.folder, alone)
 
 
-def test_the_history_of_one_process_with_batch_norm(two, start, tmp_path):
+def test_the_history_of_one_process_with_batch_norm(three, start, tmp_path):
     one = start(tmp_path, **RESNET)
     assert one.wait() == 0, one.text
-    assert_same_history(two, one.folder)
+    assert_same_history(three, one.folder)
 
 
 def assert_same_history(several: Path, one: Path) -> None:
@@ -137,34 +137,34 @@ def assert_same_history(several: Path, one: Path) -> None:
             assert float(row[key]) == pytest.approx(float(expected[key]), rel=2e-3, abs=near), key
 
 
-def test_one_run_is_kept_and_tracked_whole(two, shapes_dir):
-    assert [row["epoch"] for row in history(two)] == ["1", "2"]
+def test_one_run_is_kept_and_tracked_whole(three, shapes_dir):
+    assert [row["epoch"] for row in history(three)] == ["1", "2"]
     loaded = data.load("shapes", shapes_dir)
-    with np.load(two / "predictions.npz") as told:
+    with np.load(three / "predictions.npz") as told:
         np.testing.assert_array_equal(told["index"], loaded.val)
         np.testing.assert_array_equal(told["true"], loaded.labels[loaded.val])
         right = (told["true"] == told["predicted"]).mean()
-        assert right == summary(two)["best_val_acc"]
+        assert right == summary(three)["best_val_acc"]
         counted = ~np.isnan(told["cam_energy"])
-        best = history(two)[summary(two)["best_epoch"] - 1]
+        best = history(three)[summary(three)["best_epoch"] - 1]
         assert counted.sum() == int(best["val/cam_images"])
-    record = offline_record(two)
+    record = offline_record(three)
     assert sum(r["type"] == "run" for r in record) == 1
     text = json.dumps([r["history"] for r in record if r["type"] == "history"])
     assert text.count('"val/acc"') == 2
-    others = two.parents[2] / "1"
+    others = three.parents[2] / "1"
     assert [path.name for path in others.iterdir() if path.name != "output.txt"] == []
-    about = json.loads((two / "about.json").read_text())
-    assert about["starts"][0]["processes"] == 2
+    about = json.loads((three / "about.json").read_text())
+    assert about["starts"][0]["processes"] == 3
 
 
-def test_one_process_measures_the_same_of_it(two, start, shapes_dir, tmp_path):
+def test_one_process_measures_the_same_of_it(three, start, shapes_dir, tmp_path):
     """Also with what batch norm keeps."""
-    done = run("train.py", f"--evaluate={two}", f"--data_dir={shapes_dir}")
+    done = run("train.py", f"--evaluate={three}", f"--data_dir={shapes_dir}")
     assert done.returncode == 0, done.stderr
     for line, row in zip(
         done.stdout.splitlines(),
-        (history(two)[summary(two)["best_epoch"] - 1], history(two)[-1]),
+        (history(three)[summary(three)["best_epoch"] - 1], history(three)[-1]),
         strict=True,
     ):
         for key, value in re.findall(r"(val/\w+) ([\d.e-]+)", line):
@@ -172,20 +172,20 @@ def test_one_process_measures_the_same_of_it(two, start, shapes_dir, tmp_path):
 
 
 @pytest.mark.fault("several processes: one killed, or a signal")
-def test_killed_and_gone_on_with_two_and_with_one(two, start, tmp_path):
-    both = Together(start, tmp_path, 2, **RESNET)
-    both.runs[0].until_epoch(1)
-    before = history_lines(both.folder)[:2]
-    both.runs[1].kill()
-    assert both.runs[0].wait() == 1
-    assert summary(both.folder)["state"] == "failed"
-    assert "another process of this run has ended" in both.runs[0].text
-    assert "Traceback" not in both.runs[0].text
-    assert exit_code(both.folder) == 1
-    again = Together(start, tmp_path, 2, **RESNET)
-    assert again.wait() == [0, 0], again.text
+def test_killed_and_gone_on_with_to_the_same_bits(three, start, tmp_path):
+    begun = Together(start, tmp_path, 3, **RESNET)
+    begun.runs[0].until_epoch(1)
+    before = history_lines(begun.folder)[:2]
+    begun.runs[1].kill()
+    assert [begun.runs[rank].wait() for rank in (0, 2)] == [1, 1]
+    assert summary(begun.folder)["state"] == "failed"
+    assert "another process of this run has ended" in begun.runs[0].text
+    assert "Traceback" not in begun.runs[0].text
+    assert exit_code(begun.folder) == 1
+    again = Together(start, tmp_path, 3, **RESNET)
+    assert again.wait() == [0, 0, 0], again.text
     assert history_lines(again.folder)[:2] == before
-    assert_same_bits(again.folder, two)
+    assert_same_bits(again.folder, three)
 
 
 @pytest.mark.fault("several processes: one killed, or a signal")
@@ -222,12 +222,12 @@ def test_a_loss_that_is_not_finite_ends_all(start, tmp_path):
     assert summary(both.folder)["state"] == "failed"
 
 
-def test_a_finished_run_stays_as_it_is(two, start):
-    before = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.is_file()}
-    again = Together(start, two.parents[2], 2, **RESNET)
+def test_a_finished_run_stays_as_it_is(three, start):
+    before = {path: path.stat().st_mtime_ns for path in three.rglob("*") if path.is_file()}
+    again = Together(start, three.parents[2], 2, **RESNET)
     assert again.wait() == [0, 0], again.text
     assert "nothing to do" in again.runs[0].text
-    after = {path: path.stat().st_mtime_ns for path in two.rglob("*") if path.is_file()}
+    after = {path: path.stat().st_mtime_ns for path in three.rglob("*") if path.is_file()}
     assert {k: v for k, v in after.items() if k.name != ".lock"} == {
         k: v for k, v in before.items() if k.name != ".lock"
     }

@@ -226,7 +226,7 @@ def test_where_images_grew_the_best_is_chosen_among_the_epochs_at_the_largest():
     for row, pixels in zip(run.rows, (32, 64, 64), strict=True):
         row["pixels"] = pixels
     _, told = certainty([run])
-    assert "the best of 2 epochs at the full size, chosen" in told
+    assert "the best of 2 epochs at the largest size, chosen" in told
     del run.rows[2]
     _, told = certainty([run])
     assert "chosen" not in told and "of 1 epoch" not in told

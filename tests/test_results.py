@@ -91,6 +91,7 @@ def test_mistakes(tmp_path):
     running = write_run(runs, "c", state=None)
     assert_mistake(results(running, "cpu", to=to), "not yet ended")
     whole = write_run(runs, "d")
+    assert_mistake(results(runs / "e", "cpu", to=to), "no run's folder")
     assert_mistake(results(whole, to=to), "give the result a name")
     assert_mistake(results(whole, "mine", to=to), "mine: a name begins with one of", "cpu")
     assert not list(to.iterdir())

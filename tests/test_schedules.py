@@ -92,7 +92,7 @@ def test_momentum_stays_what_the_user_asked_for(kind, algorithm):
 def test_a_factor_of_one_cuts_nothing(kind):
     _, schedule = make(kind, factor=1.0, patience=0)
     for _ in range(5):
-        schedule.step_epoch(1.0)
+        schedule.step_epoch(1.0, 64)
     assert schedule.scale == 1
 
 
@@ -139,9 +139,9 @@ def test_cyclic_halves_its_peak_every_cycle():
 
 def test_cyclic_keeps_the_cut_of_the_plateau():
     optimizer, schedule = make("cyclic", base_lr=0.02, cycle_epochs=2, patience=0, factor=0.5)
-    schedule.step_epoch(1.0)
+    schedule.step_epoch(1.0, 64)
     assert lr(optimizer) == pytest.approx(0.02)
-    schedule.step_epoch(1.0)
+    schedule.step_epoch(1.0, 64)
     assert lr(optimizer) == pytest.approx(0.01)  # at once …
     for _ in range(10):
         schedule.step_batch()
@@ -166,7 +166,30 @@ def test_plateau(name):
     seen = []
     for loss in losses:
         schedule.step_batch()
-        schedule.step_epoch(loss)
+        schedule.step_epoch(loss, 64)
+        seen.append(lr(optimizer))
+    assert seen == [0.1 * 0.5**n for n in cuts]
+
+
+GROWING = {  # (loss, pixels) of each epoch: cuts after each
+    "larger images may have a larger loss": ([(1, 32), (3, 64), (2, 64)], [0, 0, 0]),
+    "and are counted anew": ([(1, 32), (2, 32), (3, 64), (4, 64), (5, 64)], [0, 0, 0, 0, 1]),
+    "cuts remain": ([(1, 32), (1, 32), (1, 32), (1, 64)], [0, 0, 1, 1]),
+}
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["", "resumed"])
+@pytest.mark.parametrize("name", GROWING)
+def test_a_plateau_is_of_images_of_one_size(name, kept):
+    epochs, cuts = GROWING[name]
+    optimizer, schedule = make("plateau", patience=1, factor=0.5)
+    seen = []
+    for loss, pixels in epochs:
+        if kept:
+            state = schedule.state_dict()
+            optimizer, schedule = make("plateau", patience=1, factor=0.5)
+            schedule.load_state_dict(state)
+        schedule.step_epoch(loss, pixels)
         seen.append(lr(optimizer))
     assert seen == [0.1 * 0.5**n for n in cuts]
 
@@ -193,7 +216,7 @@ def test_only_plateau_and_cyclic_listen_to_the_loss(kind):
     optimizer, schedule = make(kind)
     before = lr(optimizer)
     for _ in range(9):
-        schedule.step_epoch(7.0)
+        schedule.step_epoch(7.0, 64)
     assert lr(optimizer) == before
 
 
@@ -207,7 +230,7 @@ def run_epochs(optimizer, schedule, first, last):
     seen = []
     for epoch in range(first, last):
         seen += trace(optimizer, schedule, 5)
-        schedule.step_epoch(max(3.0 - epoch, 1.0))
+        schedule.step_epoch(max(3.0 - epoch, 1.0), 64)
         seen.append((lr(optimizer), momentum(optimizer)))
     return seen
 
