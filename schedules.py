@@ -133,8 +133,12 @@ class Schedule:
     def state_dict(self) -> dict:
         """Plain numbers and words: torch.load(weights_only=True) reads them."""
         plateau = self._plateau and self._plateau.state_dict()
-        told = {"step": self.step, "scale": self.scale, "plateau": plateau}
-        return told | ({"pixels": self._pixels} if plateau else {})
+        return {
+            "step": self.step,
+            "scale": self.scale,
+            "plateau": plateau,
+            "pixels": self._pixels,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.step = state["step"]
