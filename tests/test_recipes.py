@@ -130,9 +130,9 @@ def test_an_epoch_of_cifar10_has_the_published_steps(name):
 def test_cpu_grows_from_24_pixels_to_64():
     config = recipe("cpu")
     stages = resolution.parse(config.resolution_schedule)
-    sizes = [resolution.pixels_at(stages, epoch / 11, 64) for epoch in range(1, 12)]
-    assert sizes == [24] * 3 + [32] * 4 + [48] * 3 + [64]
-    assert config.epochs == 11
+    sizes = [resolution.pixels_at(stages, epoch / 12, 64) for epoch in range(1, 13)]
+    assert sizes == [24] * 3 + [32] * 5 + [48] * 3 + [64]
+    assert config.epochs == 12
 
 
 def test_the_mixes_of_best_end_after_epoch_45():
