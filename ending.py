@@ -55,7 +55,7 @@ class Ending:
 
     def listen(self) -> None:
         signal.signal(signal.SIGTERM, self._on_term)
-        signal.signal(signal.SIGUSR1, lambda *_: self._on_signal("preempt"))
+        signal.signal(signal.SIGUSR1, lambda *_: self.ask("preempt"))
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup and `&`
             signal.signal(signal.SIGINT, self._on_interrupt)
 
@@ -97,20 +97,15 @@ class Ending:
             time.sleep(0.05)
         return self.request
 
-    def _on_signal(self, request: str) -> None:
-        _forget_workers()
-        self.ask(request)
-
     def _on_interrupt(self, *_) -> None:
         """Whoever insists gets it at once, as by kill -9. (torchrun sends its own, too.)"""
         now = time.monotonic()
         self._interrupted_at = self._interrupted_at or now
         if not self.over and now - self._interrupted_at > INSISTS_AFTER_S:
             die_of_signal(signal.SIGINT)
-        self._on_signal("interrupt")
+        self.ask("interrupt")
 
     def _on_term(self, *_) -> None:
-        _forget_workers()
         if "WANDB_SWEEP_PARAM_PATH" not in os.environ:
             self.ask("preempt")
         elif self._term_at is None:
@@ -148,27 +143,14 @@ def die_of(request: str) -> NoReturn:
 @contextmanager
 def workers_may_end(ending: Ending) -> Iterator[None]:
     """What is left because of a request is left by `Ended`, also where torch is faster: a SIGTERM
-    to the whole group ends the loader's workers, too, and torch raises, wherever we are, for each.
+    to the whole group ends the loader's workers, too, and torch raises where it waits for them.
     """
     try:
         yield
-    except Ended:
-        _forget_workers()
-        raise
     except RuntimeError as error:
-        if not str(error).startswith(OF_LOADER):
-            raise
-        _forget_workers()
-        if not ending.settle():
+        if not str(error).startswith(OF_LOADER) or not ending.settle():
             raise
         raise Ended(ending.request) from error
-
-
-def _forget_workers() -> None:
-    """Take away torch's handler, which raises, wherever we are, for each worker that ends. (Not by
-    SIG_DFL: Python would print about a signal that is waiting already.)
-    """
-    signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 def to_go_on(run: Path) -> str:

@@ -12,7 +12,9 @@ images to train on, of all batches every so-many-th to measure on.
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from multiprocessing.queues import Queue
@@ -177,7 +179,14 @@ def val_loader(
 
 def epoch_of(loader: DataLoader, epoch: int) -> Iterator[Batch]:
     loader.sampler.epoch = epoch
-    return iter(loader)
+    batches = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # The handler that torch sets raises for each worker that ends, wherever the process is: in
+        # another signal's handler, in W&B's client, in a destructor. Without it torch looks after
+        # them every 5 s where it waits for a batch. (Not SIG_DFL: of a signal that has come before
+        # Python would print.)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+    return batches
 
 
 def _loader(images: CachedImages, order: EpochOrder, workers: int, pinned: bool) -> DataLoader:

@@ -218,6 +218,47 @@ def test_an_end_before_the_time(start, tmp_path, number, sweep, where, status, s
         assert yaml.safe_load((run.folder / "config.yaml").read_text())["max_lr"] == 0.02
 
 
+# The workers' end comes while the signal's handler is at work.
+HANDLED_SLOWLY = """
+import ending, time
+real_on_term = ending.Ending._on_term
+def slow(self, *arguments):
+    time.sleep(0.5)
+    real_on_term(self, *arguments)
+ending.Ending._on_term = slow
+"""
+
+
+@pytest.mark.fault("SIGTERM, SIGUSR1, Ctrl-C, in each phase")
+def test_a_signal_counts_though_workers_end_while_it_is_handled(start, tmp_path):
+    run = start(tmp_path, patch=PAUSES["training"] + HANDLED_SLOWLY, epochs=3, workers=2)
+    run.until_here()
+    run.signal_group(TERM)
+    assert run.wait() == 143, run.text
+    assert "Traceback" not in run.text
+    assert summary(run.folder)["state"] == "preempted"
+
+
+KILLS_A_WORKER = """
+import learner, multiprocessing
+real_step = learner.Learner.train_step
+def step(self, batch):
+    os.kill(multiprocessing.active_children()[0].pid, 9)
+    return real_step(self, batch)
+learner.Learner.train_step = step
+"""
+
+
+@pytest.mark.fault("kill of a loader's worker")
+def test_a_worker_that_is_killed_is_one_line(start, tmp_path):
+    run = start(tmp_path, patch=KILLS_A_WORKER, workers=2)
+    assert run.wait() == 1, run.text
+    (line,) = (line for line in run.text.splitlines() if line.startswith("error: "))
+    assert "DataLoader worker" in line and "fewer --workers take less memory" in line
+    assert "Traceback" not in run.text
+    assert summary(run.folder)["state"] == "failed"
+
+
 def test_the_first_request_decides(start, tmp_path):
     run = start(tmp_path, patch=PAUSES["training"])
     run.until_here()
