@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from cli import Mistake
@@ -16,6 +17,9 @@ from difference import LIKELY
 from run_folder import read_summary, writing
 from study import End, Standing, Study
 from trial import Job
+
+SEED = "-seed"  # and its distance to the trial's own: the end of a run's name
+DONE = "finished"
 
 
 @dataclass(frozen=True)
@@ -48,33 +52,41 @@ class Confirmed:
 
 
 class Confirmation:
-    """The jobs: `top` finished trials, each with `seeds` other seeds."""
+    """The jobs: `top` finished trials, each with `seeds` other seeds, and what more of them an
+    earlier call has finished.
+    """
 
-    over = ("finished",)  # one that failed is tried again by the next call
+    over = (DONE,)  # one that failed is tried again by the next call
 
     def __init__(self, study: Study, top: int, seeds: int):
         self.study = study
-        finished = [one for one in study.standings() if one.state == "finished"]
+        finished = [one for one in study.standings() if one.state == DONE]
         if not finished:
             raise Mistake(f"{study.folder}: no trial is finished, there is nothing to confirm")
+        if "seed" in study.searched:
+            raise Mistake(
+                f"{study.folder}: `seed` is a parameter of the search, which has chosen by it; "
+                "other seeds of the same trials would not be new ones"
+            )
         best_first = study.goal == "maximize"
         self.trials = sorted(finished, key=lambda one: one.value, reverse=best_first)[:top]
         self.jobs = {
-            one.number: [self._again(one, n + 1) for n in range(seeds)] for one in self.trials
+            one.number: [self._again(one, n) for n in sorted({*range(1, seeds + 1), *_done(one)})]
+            for one in self.trials
         }
         self.failed: set[str] = set()
 
     def _again(self, one: Standing, offset: int) -> Job:
         job = one.job
-        run_id = f"{job.run_id}-seed{offset}"
+        run_id = f"{job.run_id}{SEED}{offset}"
         before = {**self.study.by_command, **job.parameters}.get("seed", 0)
         parameters = {**job.parameters, "seed": int(before) + offset}
-        key, run = f"{job.key}-seed{offset}", job.run.with_name(run_id)
+        key, run = f"{job.key}{SEED}{offset}", job.run.with_name(run_id)
         return Job(key, run_id, parameters, run, job.epochs)
 
     def next(self) -> Job | None:
-        for jobs in zip(*self.jobs.values(), strict=True):  # one seed of each, then the next seed
-            for job in jobs:
+        for jobs in zip_longest(*self.jobs.values()):  # one seed of each, then the next seed
+            for job in filter(None, jobs):
                 state = read_summary(job.run).get("state")
                 if state in self.over or job.key in self.failed:
                     continue
@@ -113,9 +125,14 @@ class Confirmation:
         )
 
 
+def _done(one: Standing) -> list[int]:
+    names = [run.name for run in runs_of_seeds(one.job) if read_summary(run).get("state") == DONE]
+    return [int(number) for name in names if (number := name.rpartition(SEED)[2]).isdecimal()]
+
+
 def runs_of_seeds(job: Job) -> list[Path]:
     """The folders of what was tried again of a trial."""
-    return sorted(job.run.parent.glob(f"{job.run_id}-seed*"))
+    return sorted(job.run.parent.glob(f"{job.run_id}{SEED}*"))
 
 
 def report(study: Study, confirmation: Confirmation) -> str:

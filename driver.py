@@ -5,6 +5,7 @@ epoch. Ctrl-C, SIGTERM and SIGHUP save all trials; the same call goes on with th
 also on several machines, may work on one study.
 """
 
+import errno
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -12,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import hyperband
-from cli import DISK_FULL, Mistake
-from ending import on_request
+from cli import Mistake
+from ending import as_failure, on_request
 from ranks import PROCESSES
 from run_folder import is_in_use, read_summary
 from standings import Board, best_of
@@ -25,6 +26,8 @@ LOOK_EVERY_S = 0.1
 ASK_EVERY_S = 2.0  # for a trial that a dead driver has left, while ours are at work
 KILL_AFTER_S = 60.0  # a run's ending
 STARTS = 3  # of a trial that is killed from outside
+# What is said of a command's first word.
+NOT_TO_RUN = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ENOEXEC)
 
 
 class Source(Protocol):
@@ -158,9 +161,9 @@ class Driver:
         env = {**slot.env, "WANDB_RUN_GROUP": self.study.name, "WANDB_PROJECT": self.study.project}
         try:
             slot.trial = Trial(job, self.study.sweep, self.study.trials, env)
-        except OSError as error:  # the command's first word
-            if error.errno in DISK_FULL:
-                raise
+        except OSError as error:
+            if error.errno not in NOT_TO_RUN:
+                raise as_failure(error, job.run, "the same call goes on") from error
             self.close(slot, "failed", [f"{error.filename}: {error.strerror}"])
 
     def check_here(self, job: Job) -> None:
@@ -194,6 +197,8 @@ class Driver:
         died_of = status - 128 if 128 < status <= 128 + signal.NSIG else None
         if status == 1 and PROCESSES in slot.env:
             died_of = signal_by_torchrun(trial.log, trial.begins_at)
+        if state == "failed":  # by itself; torchrun kills what is left then
+            died_of = None
         if trial.asked_to_stop:
             self.close(slot, "finished" if state == "finished" else "stopped")
         elif state == "finished" or (status == 0 and state in ENDS):  # a crash after its end, too

@@ -1,6 +1,7 @@
 """The commands of an offline sweep: run, status, confirm, push."""
 
 import shlex
+import sys
 import time
 
 from agents import places
@@ -24,11 +25,15 @@ def run(options, sweep: dict, count: int | None) -> int:
     status = drive(Driver(study, search, rule, slots, options.max_failures, board), board)
     if search.target_reached:
         print(f"{study.metric} has reached its target, {search.target:g}: no more trials are begun")
-    best = best_of(study.standings(), study.goal)
+    standings = study.standings()
+    best = best_of(standings, study.goal)
     if best:
         folder = shlex.quote(str(study.folder))
         print(f"the best run: {best.job.place}")
         print(f"next: python sweep.py confirm {folder}; or hand it to W&B: … push {folder}")
+    elif standings and all(one.state in ENDS for one in standings):
+        print(f"no trial has a {study.metric}", file=sys.stderr)
+        status = 1
     return status
 
 
@@ -69,7 +74,7 @@ def push(options) -> int:
 
     study = load(options.dir)
     standings = study.standings()
-    trials = [one for one in standings if one.job.run.is_dir()]
+    trials = [one for one in standings if one.state in ENDS or one.job.run.is_dir()]
     if not trials:
         raise Mistake(f"{study.folder}: no trial has begun, there is nothing to push")
     handed = Handed(

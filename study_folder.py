@@ -1,5 +1,6 @@
 """The folder of a study: made where there is none, opened, and refused to another sweep."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from study import Study, plain
 # What a study was made for, beside what its command's recipe gives; the rest of a sweep's file may
 # change between two calls.
 FIXED = ("method", "metric", "parameters", "early_terminate", "program", "command")
+OTHER_FOLDER = "give another --dir (or another `name`)"
+BEGAN = "began_with"  # these, in the journal: the file can be edited
 
 
 def folder_of(sweep: dict[str, Any], file: Path) -> Path:
@@ -36,10 +39,14 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
         locks.wait_for(file)
         kept = folder / "sweep.yaml"
         before = sweep_file.read(kept) if kept.is_file() else None
-        if before:
-            _compare(before, sweep, folder)
         study = _open(folder, sweep)
+        began = study.optuna.user_attrs.get(BEGAN) or (before and _fixed(before))
+        if before == sweep:
+            _compare_kept(began, sweep, kept)
+        _compare(began, sweep, f"{folder} is a study with", OTHER_FOLDER)
         check_command(study)
+        if BEGAN not in study.optuna.user_attrs:
+            study.optuna.set_user_attr(BEGAN, _fixed(before or sweep))
         for path, content in ((folder / "command.yaml", study.by_command), (kept, sweep)):
             if not path.is_file() or (path == kept and before != sweep):
                 with writing(path) as opened:
@@ -51,18 +58,29 @@ def load(folder: Path) -> Study:
     if not is_study(folder) or not (folder / "sweep.yaml").is_file():
         call = f"python sweep.py run FILE --dir {shlex.quote(str(folder))}"
         raise Mistake(f"{folder} is no study: `{call}` makes one")
-    return _open(folder, sweep_file.read(folder / "sweep.yaml"))
+    kept = folder / "sweep.yaml"
+    study = _open(folder, sweep_file.read(kept))
+    _compare_kept(study.optuna.user_attrs.get(BEGAN), study.sweep, kept)
+    return study
 
 
-def _compare(before: dict[str, Any], sweep: dict[str, Any], folder: Path) -> None:
-    for key in FIXED:
-        if before.get(key) != sweep.get(key):
-            raise Mistake(
-                f"{folder} is a study with another `{key}`; give another --dir (or another `name`)"
-            )
+def _compare_kept(began: dict[str, Any] | None, sweep: dict[str, Any], kept: Path) -> None:
+    _compare(began, sweep, f"{kept} was changed: the study began with", "put it back")
 
 
-def check_command(study: Study, advice: str = "give another --dir (or another `name`)") -> None:
+def _compare(began: dict[str, Any] | None, sweep: dict[str, Any], what: str, advice: str) -> None:
+    now = _fixed(sweep)
+    for key in FIXED if began else ():
+        if began[key] != now[key]:
+            raise Mistake(f"{what} another `{key}`; {advice}")
+
+
+def _fixed(sweep: dict[str, Any]) -> dict[str, Any]:
+    """As the journal, which is JSON, gives it back."""
+    return json.loads(json.dumps({key: sweep.get(key) for key in FIXED}, default=str))
+
+
+def check_command(study: Study, advice: str = OTHER_FOLDER) -> None:
     """A Mistake where the command gives trials something else than when the study began."""
     before, now = study.by_command, sweep_file.of_command(study.sweep.get("command"))
     for key in sorted({*before, *now}):

@@ -55,6 +55,13 @@ def test_a_study_is_of_one_sweep(offline, tmp_path):
     assert "another `parameters`; give another --dir" in changed.text()
     assert len(changed.text().splitlines()) == 1
     assert_mistake(run("sweep.py", "status", tmp_path / "none"), "is no study")
+    kept = made.dir / "sweep.yaml"
+    kept.write_text(
+        kept.read_text().replace("parameters:", "parameters:\n  seed: {max: 9, min: 0}")
+    )
+    for words in (("status", made.dir), ("run", kept, "--count", "2")):
+        done = run("sweep.py", *words, cwd=tmp_path)
+        assert_mistake(done, "was changed: the study began with another `parameters`; put it back")
     assert_mistake(run("sweep.py", "run", tmp_path / "s.yaml", "--count", "0"), "--count")
     (tmp_path / "file").write_text("")
     made = run("sweep.py", "run", tmp_path / "s.yaml", "--dir", tmp_path / "file", cwd=tmp_path)
@@ -156,6 +163,17 @@ def test_a_trial_that_dies_after_its_end_is_finished(offline):
 
 
 @pytest.mark.fault("sweep: signals, failures, a cut journal")
+def test_a_trial_that_failed_by_itself_is_not_started_again(offline):
+    """Also where what is left of it is killed then, as torchrun does it."""
+    made = offline()
+    failing = {"STUB_STATE": "failed", "STUB_DIES": "1"}
+    made.start("run", "s.yaml", "--count", "1", **failing).wait(TIMEOUT_S)
+    assert [what for what, *_ in made.starts()] == ["begin", "end"]
+    assert "trial 000 failed" in made.text()
+    assert "signal" not in made.text()
+
+
+@pytest.mark.fault("sweep: signals, failures, a cut journal")
 def test_failures_in_a_row_end_it(offline):
     made = offline(parameters={"split_seed": {"value": 13}})
     driver = made.start("run", "s.yaml", "--count", "9", "--max-failures", "2")
@@ -204,6 +222,13 @@ def test_the_next_trial_begins_within_a_second(offline):
     assert min(gaps) < 1, gaps  # the machine may be busy with other tests
 
 
+GRID_OF_SEEDS = {
+    "seed": {"values": [0, 1]},
+    "max_lr": {"value": 0.1},
+    "aug_strength": {"value": 1.0},
+}
+
+
 def test_confirm_tells_whether_the_lead_is_noise(offline):
     made = offline(
         method="grid",
@@ -232,6 +257,19 @@ def test_confirm_tells_whether_the_lead_is_noise(offline):
     assert again.wait(TIMEOUT_S) == 0
     assert len(made.starts()) == begun + 3  # those that failed are tried again, the rest is done
     assert len(made.journal()) == 3  # no trials of the search
+    fewer = made.start("confirm", str(made.dir), "--top", "3", "--seeds", "1")
+    assert fewer.wait(TIMEOUT_S) == 0
+    assert len(made.starts()) == begun + 3
+    assert json.loads((made.dir / "confirm.json").read_text())["trials"][0]["values"].keys() == {
+        "12",
+        "14",
+    }
+
+
+def test_confirm_refuses_a_search_that_has_chosen_by_the_seed(offline):
+    made = offline(method="grid", parameters=GRID_OF_SEEDS)
+    made.run(STUB_EPOCH_S="0.02")
+    assert_mistake(run("sweep.py", "confirm", made.dir), "`seed` is a parameter of the search")
 
 
 def test_two_drivers_confirm_together(offline):
@@ -411,7 +449,9 @@ def test_what_may_change_in_the_file_is_kept_as_it_was_given_last(offline):
 
 def test_a_report_shows_trials_that_never_trained(offline):
     made = offline(command=["nothere", "${args}"])
-    assert made.start("run", "s.yaml", "--count", "1").wait(TIMEOUT_S) == 0
+    driver = made.start("run", "s.yaml", "--count", "1")
+    assert driver.wait(TIMEOUT_S) == 1
+    assert "no trial has a val/acc" in made.text()
     done = run("report.py", made.dir, "-o", made.folder / "report.html")
     assert done.returncode == 0, done.stderr
     page = (made.folder / "report.html").read_text()

@@ -366,6 +366,7 @@ learner.Learner._loss = lambda self, *given: real(self, *given) * float("nan")
     early = start(study.folder, "early", patch, env=OFFLINE, epochs=1, mistakes=4)
     assert early.wait() == 1
     study.is_trial(early.folder)
+    study.is_trial(study.folder / "runs" / "gone", "failed")
     status, text = study.push()
     assert status == 0, text
     assert [run.state for run in server.runs.values()] == ["failed", "failed"]
@@ -373,6 +374,7 @@ learner.Learner._loss = lambda self, *given: real(self, *given) * float("nan")
     (sweep,) = server.sweeps.values()
     assert sweep.prior == ["whole"]
     assert "ended before an epoch, so not given to the sweep: early" in text
+    assert "left out, for want of a config.yaml or a summary.json: gone" in text
 
 
 def test_two_pushes_at_once_are_refused(study):

@@ -1,17 +1,22 @@
 """A trial's command and output, and what is told of a study: by tables."""
 
 import dataclasses
+import errno
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from past import write_run
 
+from cli import Failure
 from collection import best, read_history
 from confirmation import Confirmation, Confirmed, report, verdict
 from conftest import REPO
+from driver import Driver, Search
 from run_folder import is_in_use
-from standings import in_words, seconds_left
+from standings import Board, in_words, seconds_left
 from study import End, Standing, Study
 from study_folder import create
 from sweep_file import read
@@ -179,6 +184,19 @@ def test_seeds_that_are_not_done_are_told(tmp_path):
     assert not second.values
     assert [second.failed, second.open] == [1, 2]
     assert "of trial 000 1 not done yet; of trial 001 2 not done yet" in report(study, confirmation)
+
+
+def test_a_machine_without_room_for_a_process_is_no_trials_fault(tmp_path, monkeypatch):
+    def fail(*_):
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("driver.Trial", fail)
+    study = study_of(tmp_path)
+    board = Board(study, time.monotonic, lives=False)
+    driver = Driver(study, Search(study, 1), None, [("cpu", {})], 5, board)
+    with pytest.raises(Failure, match="try fewer --workers; the same call goes on"):
+        driver.run()
+    assert [one.state for one in study.standings()] == ["waiting"]
 
 
 def test_a_trials_value_is_of_its_largest_images(tmp_path):
