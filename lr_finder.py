@@ -85,8 +85,10 @@ def find_lr(config: Config) -> int:
     from record import load_data
     from run_folder import check_output_dir, new_id
     from tracking import Tracker, check_project
+    from wandb_client import check_settings
 
     check_project()
+    check_settings()
     output_dir = Path(config.output_dir)
     check_output_dir(output_dir)
     name = f"find_lr-{new_id()}"

@@ -58,6 +58,8 @@ def check_output(output: Path) -> Path:
     """A mistake that would be a pity after the work."""
     if output.is_dir():
         raise Mistake(f"-o {output}: cannot be written (it is a folder)")
+    if not output.parent.is_dir():
+        raise Mistake(f"-o {output}: cannot be written ({output.parent} is no folder)")
     return output
 
 

@@ -85,6 +85,15 @@ def told_of_counted(findings: Findings) -> str:
     return count(len(entries), "run") + (f" ({early} stopped early)" if early else "")
 
 
+def untold(findings: Findings) -> str:
+    """Why `importance` is None though the runs are enough for it; "" where they are too few."""
+    entries = counted(findings)
+    if len(entries) < ENOUGH:
+        return ""
+    alike = len({one.value for one in entries}) < 2
+    return "all have the same value" if alike else "fewer than two parameters can be judged"
+
+
 def importance(findings: Findings) -> dict[str, float] | None:
     """How the effect that Optuna's fANOVA finds is divided between the keys, over the runs that
     ended with a value (1 in all, also where it is noise); None where they are too few to tell.

@@ -24,7 +24,7 @@ from report_findings import (
 )
 from report_leaderboard import digits_of, letter
 from report_parallel import parallel
-from report_parameters import ENOUGH, importance, scales, told_of_counted, without
+from report_parameters import ENOUGH, importance, scales, told_of_counted, untold, without
 
 ENDED = ("finished", "stopped")  # as they should
 QUARTER = 8  # runs, from which on the best quarter of them says something
@@ -183,11 +183,11 @@ def _importance(findings: Findings) -> Html:
     judged = told_of_counted(findings)
     found = importance(findings)
     if not found:
-        text = (
-            f"{judged} do not tell which parameter matters most: Optuna's importance "
-            f"is shown from {ENOUGH} runs on. In a trial on a function that we know, it named the "
-            f"right parameter in 60% of cases with 4 runs, in 93% with 10.{without(findings)}"
+        why = untold(findings) or (
+            f"Optuna's importance is shown from {ENOUGH} runs on. In a trial on a function that we "
+            "know, it named the right parameter in 60% of cases with 4 runs, in 93% with 10"
         )
+        text = f"{judged} do not tell which parameter matters most: {why}.{without(findings)}"
         return tag("p", text, class_="soft")
     words, values = list(found), list(found.values())
     told = [f"{value:.0%}" for value in values]

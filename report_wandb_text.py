@@ -10,7 +10,7 @@ import report_charts as charts
 import report_sections as sections
 from report_certainty import MANY, certainty, images_of
 from report_findings import Findings, count, duration, shown, word
-from report_parameters import ENOUGH, importance, scales, told_of_counted, without
+from report_parameters import ENOUGH, importance, scales, told_of_counted, untold, without
 
 
 def headline(findings: Findings) -> list[str]:
@@ -59,11 +59,11 @@ def _importance(findings: Findings) -> str:
     found = importance(findings)
     judged = told_of_counted(findings)
     if not found:
-        return (
-            f"{judged} do not tell which parameter matters most: Optuna's importance stands here "
-            f"from {ENOUGH} on. W&B's panel shows a number for any; do not trust it before."
-            f"{without(findings)}"
+        why = untold(findings) or (
+            f"Optuna's importance stands here from {ENOUGH} on. W&B's panel shows a number for "
+            "any; do not trust it before"
         )
+        return f"{judged} do not tell which parameter matters most: {why}.{without(findings)}"
     shares = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
     return (
         f"How the effect on {charts.name_of(findings.metric)} is divided between the parameters: "

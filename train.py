@@ -209,7 +209,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     import lifetime
     from run_folder import check_unused, choose_id
     from tracking import check_project
-    from wandb_client import client_of
+    from wandb_client import check_settings, client_of
 
     ranks = Ranks.of_environment()
     ending = Ending(ranks)
@@ -218,6 +218,7 @@ def main(config: Config, run_id: str | None = None) -> dict[str, Any]:
     if not ranks.first:
         return lifetime.help_out(train_epochs, ranks, ending)
     check_project()
+    check_settings()
     folder = suggestion.output_dir(config) / choose_id(run_id)
     if not suggestion.in_sweep():  # there W&B's run comes first
         check_unused(folder, config.resume)

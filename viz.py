@@ -213,6 +213,7 @@ def redraw(folder: Path, changed: dict[str, Any]) -> int:
     from record import HALF_KEPT, load_weights, open_run
     from run_folder import RunFolder
 
+    folder = folder.resolve()  # "." has no name
     config, data, learner = open_run(folder, changed)
     held = RunFolder(folder.parent, folder.name)  # a training must not draw at the same time
     for name in ("predictions.npz", "last.pt"):

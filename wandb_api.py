@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cli import Failure, Mistake
+from wandb_client import check_settings
 
 if TYPE_CHECKING:
     import wandb
@@ -47,6 +48,7 @@ def login(again: str, timeout_s: int | None = None) -> "wandb.Api":
     """The client, once the server has accepted the key; `again`: what the user is to do then."""
     import wandb
 
+    check_settings()
     try:
         return wandb.Api(timeout=timeout_s or TIMEOUT_S)
     except wandb.errors.UsageError:

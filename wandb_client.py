@@ -3,9 +3,12 @@
 import contextlib
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from cli import Mistake
 
 FINISH_TIMEOUT_S = 600  # 45 MB at 1 Mbit/s need 6 minutes; the client itself tries for a week
 
@@ -61,6 +64,22 @@ def import_client() -> None:
     assert wandb.apis.public
     # On a full disk Python would print a page for each line of the client's own log.
     logging.raiseExceptions = False
+
+
+def check_settings() -> None:
+    """A Mistake for a variable that the client would refuse in the middle of a start."""
+    given = {key: value for key, value in os.environ.items() if key.startswith("WANDB_")}
+    if not given:
+        return  # nor is the client imported
+    import wandb
+
+    settings = wandb.Settings()
+    for key, value in given.items():
+        try:
+            settings.update_from_env_vars({key: value})
+        except ValueError as error:  # pydantic's: lines, of which one is the reason [and more]
+            (reason,) = re.findall(r"^ *(.+) \[type=", str(error), re.M) or [error]
+            raise Mistake(f"W&B's client refuses {key}: {reason}") from error
 
 
 def start_service() -> threading.Thread:

@@ -206,6 +206,9 @@ def test_importance_of_a_key_with_many_words_is_not_asked_for():
     assert report_parameters.left_out(found) == ["model"]
     alone = [made(one.run_id, [one.rows[0]["val/acc"]], model=one.config["model"]) for one in runs]
     assert report_parameters.importance(Findings.of(alone)) is None
+    assert "fewer than two parameters can be judged" in report_sections._importance(
+        Findings.of(alone)
+    )
     assert "different values: model." in report_parameters.without(Findings.of(alone))
 
 
@@ -316,7 +319,7 @@ def test_mistakes_are_one_line(tmp_path):
     for arguments, words in (
         (["empty"], "no run, no folder of runs and no study"),
         (["runs", "--outptu=x"], "did you mean '--output'"),
-        (["runs", "-o", "missing/report.html"], "-o missing/report.html: cannot be written"),
+        (["nowhere", "-o", "missing/x.html"], "-o missing/x.html: cannot be written"),
         (["runs", "-o", "empty"], "-o empty: cannot be written (it is a folder)"),
         (["runs", "-o", "."], "-o .: cannot be written (it is a folder)"),
         (["diff", "runs/a", "runs/a", "-o", "/"], "-o /: cannot be written (it is a folder)"),

@@ -168,6 +168,22 @@ if child:
     assert exit_code(run.folder) == 143
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("WANDB_BASE_URL", "wandb.mycompany.com", "valid URL"),
+        ("WANDB_MODE", "ofline", "'online', 'offline'"),
+    ],
+)
+def test_a_setting_that_the_client_would_refuse(start, tmp_path, key, value, words):
+    run = start(tmp_path, env={key: value})
+    assert run.wait() == 2
+    (line,) = run.text.splitlines()
+    assert line.startswith(f"error: W&B's client refuses {key}: ")
+    assert words in line
+    assert not run.folder.exists()
+
+
 KEYS = {"a key": "0" * 40, "a key of no valid form": "secret"}
 
 

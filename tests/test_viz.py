@@ -260,7 +260,7 @@ def test_viz_draws_a_run_again_from_its_files_and_the_data_alone(finished, shape
     for path in figures.iterdir():
         path.unlink()
     stamps = {p: p.stat().st_mtime_ns for p in finished.folder.glob("[!.]*.*")}
-    done = run("viz.py", finished.folder, f"--data_dir={tmp_path / 'moved'}")
+    done = run("viz.py", ".", f"--data_dir={tmp_path / 'moved'}", cwd=finished.folder)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == len(before) == 7
     for name, drawn in before.items():

@@ -32,6 +32,7 @@ LOGIN_MISTAKES = {  # in the environment; exit status and words of the answer
     "no login": ({"WANDB_API_KEY": ""}, 2, "wandb login"),
     "a wrong key": ({"WANDB_API_KEY": "1" * 40}, 2, "refuses the login"),
     "a key of no valid form": ({"WANDB_API_KEY": "secret"}, 2, "refuses the login"),
+    "no address": ({"WANDB_BASE_URL": "wandb.mycompany.com"}, 2, "refuses WANDB_BASE_URL"),
     "a dead server": ({"WANDB_BASE_URL": "http://127.0.0.1:9"}, 1, "cannot be reached"),
 }
 
