@@ -33,18 +33,20 @@ LIBRARIES = (
 def note_start(folder: "RunFolder", learner: "Learner", data: "Data") -> None:
     """Into the run's about.json: what it is made of, and one more start."""
     parameters = sum(p.numel() for p in learner.model.parameters())
-    start = {**about_start(), "device": device_name(learner.device)}
+    ranks = learner.ranks
+    program = f"torchrun --nproc_per_node={ranks.local_world}" if ranks.several else "python"
+    start = {**about_start(program), "device": device_name(learner.device)}
     start |= {"bf16": learner.amp, "winograd": learner.winograd}
-    if learner.ranks.several:
-        start["processes"] = learner.ranks.world
+    if ranks.several:
+        start["processes"] = ranks.world
     folder.write_about(start, {**about_data(data), "parameters": parameters})
 
 
-def about_start() -> dict[str, Any]:
+def about_start(program: str = "python") -> dict[str, Any]:
     versions = {name: _version(name) for name in LIBRARIES}
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"{program} {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
         **commit(),
         "python": platform.python_version(),
         "versions": {name: version for name, version in versions.items() if version},

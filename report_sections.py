@@ -289,8 +289,8 @@ def _over_time(findings: Findings, entries: Sequence[Entry]) -> dict[str, Any]:
 def machine(entry: Entry) -> str:
     starts = entry.run.about.get("starts") or [{}]
     last = starts[-1]
-    device = str(last.get("device") or "")
-    if device.startswith("cuda"):
-        return device
-    cores = f", {count(last['cores'], 'core')}" if last.get("cores") else ""
-    return f"{last['processor']}{cores}" if last.get("processor") else device
+    told = str(last.get("device") or "")
+    if last.get("processor") and not told.startswith("cuda"):
+        cores = f", {count(last['cores'], 'core')}" if last.get("cores") else ""
+        told = f"{last['processor']}{cores}"
+    return f"{told}, {last['processes']} processes" if last.get("processes") else told

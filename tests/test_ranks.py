@@ -17,10 +17,13 @@ import torch
 import yaml
 
 import data
+import report_sections
 from augment import Augmentation
+from collection import read_run
 from conftest import run
 from loader import epoch_of, train_loader, val_loader
 from ranks import Ranks
+from report_findings import Findings
 from runs import assert_same_bits, exit_code, history, history_lines, offline_record, summary
 
 LAYER_NORM = {"model": "convnext_atto", "image_size": 32, "batch_size": 33, "optimizer": "adamw"}
@@ -156,6 +159,9 @@ def test_one_run_is_kept_and_tracked_whole(three, shapes_dir):
     assert [path.name for path in others.iterdir() if path.name != "output.txt"] == []
     about = json.loads((three / "about.json").read_text())
     assert about["starts"][0]["processes"] == 3
+    assert about["starts"][0]["command"].startswith("torchrun --nproc_per_node=3 train.py --")
+    (entry,) = Findings.of([read_run(three)]).entries
+    assert report_sections.machine(entry).endswith("cores, 3 processes")
 
 
 def test_one_process_measures_the_same_of_it(three, start, shapes_dir, tmp_path):
