@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import hyperband
 from cli import Mistake
 from ending import as_failure, on_request
-from ranks import PROCESSES
+from ranks import GONE, PROCESSES
 from run_folder import is_in_use, read_summary
 from standings import Board, best_of
 from study import ENDS, End, Study
@@ -197,8 +197,9 @@ class Driver:
         died_of = status - 128 if 128 < status <= 128 + signal.NSIG else None
         if status == 1 and PROCESSES in slot.env:
             died_of = signal_by_torchrun(trial.log, trial.begins_at)
-        if state == "failed":  # by itself; torchrun kills what is left then
-            died_of = None
+        said = last_lines(trial.log, trial.begins_at) or [f"exit status {status}"]
+        if state == "failed" and not any(GONE in line for line in said):
+            died_of = None  # it failed by itself, and what was left of it was killed
         if trial.asked_to_stop:
             self.close(slot, "finished" if state == "finished" else "stopped")
         elif state == "finished" or (status == 0 and state in ENDS):  # a crash after its end, too
@@ -209,7 +210,6 @@ class Driver:
             error = f"ended {STARTS} times by signal {died_of}; by the system for want of memory?"
             self.close(slot, "failed", [error])
         else:
-            said = last_lines(trial.log, trial.begins_at) or [f"exit status {status}"]
             self.close(slot, "failed", said)
 
     def close(self, slot: Slot, state: str, error: Sequence[str] = ()) -> None:
