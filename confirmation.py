@@ -106,7 +106,7 @@ class Confirmation:
             values, failed, left = {}, 0, 0
             for job in self.jobs[one.number]:
                 state = read_summary(job.run).get("state")
-                value = self.study.reached(job, "finished") if state in self.over else None
+                value = self.study.reached(job, DONE) if state in self.over else None
                 if value is not None:
                     values[job.parameters["seed"]] = value
                 elif state in (*self.over, "failed") or job.key in self.failed:

@@ -43,7 +43,8 @@ def create(folder: Path, sweep: dict[str, Any]) -> Study:
         began = study.optuna.user_attrs.get(BEGAN) or (before and _fixed(before))
         if before == sweep:
             _compare_kept(began, sweep, kept)
-        _compare(began, sweep, f"{folder} is a study with", OTHER_FOLDER)
+        else:
+            _compare(began, sweep, f"{folder} is a study with", OTHER_FOLDER)
         check_command(study)
         if BEGAN not in study.optuna.user_attrs:
             study.optuna.set_user_attr(BEGAN, _fixed(before or sweep))

@@ -78,7 +78,7 @@ def check_settings() -> None:
         try:
             settings.update_from_env_vars({key: value})
         except ValueError as error:  # pydantic's: lines, of which one is the reason [and more]
-            (reason,) = re.findall(r"^ *(.+) \[type=", str(error), re.M) or [error]
+            reason, *_ = re.findall(r"^ *(.+) \[type=", str(error), re.M) or [error]
             raise Mistake(f"W&B's client refuses {key}: {reason}") from error
 
 

@@ -205,11 +205,10 @@ def test_importance_of_a_key_with_many_words_is_not_asked_for():
     assert set(report_parameters.importance(found)) == {"max_lr", "aug_strength"}
     assert report_parameters.left_out(found) == ["model"]
     alone = [made(one.run_id, [one.rows[0]["val/acc"]], model=one.config["model"]) for one in runs]
-    assert report_parameters.importance(Findings.of(alone)) is None
-    assert "fewer than two parameters can be judged" in report_sections._importance(
-        Findings.of(alone)
-    )
-    assert "different values: model." in report_parameters.without(Findings.of(alone))
+    found = Findings.of(alone)
+    assert report_parameters.importance(found) is None
+    assert "fewer than two parameters can be judged" in report_sections._importance(found)
+    assert "different values: model." in report_parameters.without(found)
 
 
 def certainty(runs, studies=()):
