@@ -128,7 +128,7 @@ class Config:
     amp: str = _choice("auto", "bf16 autocast; auto: where the device gains by it", SWITCH)
     compile: str = _choice("auto", "torch.compile; auto: in long runs on a GPU or with AMX", SWITCH)
     winograd: str = _choice(
-        "auto", "on a CPU: 3x3 convolutions by fewer products; auto: where it gains", SWITCH
+        "auto", "on a CPU: Winograd's and other 3x3 convolutions; auto: where they gain", SWITCH
     )
     resolution_schedule: str = _plain(
         resolution.FULL,

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import compiling
+import convolutions
 import cpu
 import dice
 import model as models
 import norms
 import resolution
-import winograd
 from average import Average
 from cli import Mistake
 from config import Config
@@ -64,7 +64,7 @@ class Learner:
             config.winograd, self.device, self.amp
         )
         if self.winograd:
-            winograd.replace(self.model)
+            convolutions.replace(self.model)
         if ranks.several:
             most = self.largest_batch
             if trains and most < ranks.world:

@@ -7,8 +7,7 @@ them; A gives the outputs. Each transform is one product with the Kronecker squa
 
 It rounds more than the sum as it is written; by the points of interpolation 0, 3/4, -3/4, 3/2, -3/2
 and infinity half as much as by 0, 1, -1, 2, -2. Outputs differ by some 1e-6 of their size in
-float32, and by 1.3% in bf16, which rounds the sum to 0.2%: so in bf16 what is measured goes the
-direct way.
+float32, and by 1.3% in bf16, which rounds the sum to 0.2%.
 """
 
 from collections.abc import Iterator
@@ -16,19 +15,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d, pad
-from torch.nn.grad import conv2d_input
+from torch.nn.functional import pad
 
-# With fewer channels the transforms cost more than they save.
-FROM_CHANNELS = 64  # the gradient of the weights
-FROM_CHANNELS_ALL = 128  # outputs, and the gradient of the input
-# In bf16, where products are cheap, all three need more channels, tiles for the kernels to pay, and
-# tiles that cover no more pixels than this for each of the map.
-FROM_CHANNELS_BF16 = 256
-FROM_TILES_BF16 = 256
-MOST_COVERED_BF16 = 1.25
 PART_BYTES = 64 * 2**20  # of transformed tiles at a time: so many images at once
 
 
@@ -67,81 +55,13 @@ def transforms(dtype: torch.dtype) -> Transforms:
         return Transforms(*(torch.kron(m, m).to(dtype) for m in matrices))
 
 
-class Convolution(nn.Conv2d):
-    """3x3, stride 1, padded by 1, no bias: `suits` says which ones."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.is_cpu or min(x.shape[2:]) < 4 or torch.compiler.is_compiling():
-            return super().forward(x)
-        if not torch.is_autocast_enabled("cpu"):
-            return _Winograd.apply(x, self.weight)
-        if not self.training or not _gains_in_bf16(x.shape, self.weight):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return _Winograd.apply(x.to(torch.bfloat16), self.weight)
-
-
-def _gains_in_bf16(x: torch.Size, weight: torch.Tensor) -> bool:
-    count, height, width = x[0], *x[2:]
-    tiles = _tiled(height) * _tiled(width)
-    fits = 16 * tiles <= MOST_COVERED_BF16 * height * width
-    return fits and count * tiles >= FROM_TILES_BF16 and min(weight.shape[:2]) >= FROM_CHANNELS_BF16
-
-
-def replace(model: nn.Module) -> None:
-    """Let the layers that it suits be a `Convolution`, with the same parameters and names."""
-    for parent in list(model.modules()):
-        for name, layer in parent.named_children():
-            if suits(layer):
-                wide = layer.in_channels, layer.out_channels
-                fast = Convolution(*wide, 3, padding=1, bias=False, device="meta")
-                fast.weight = layer.weight
-                setattr(parent, name, fast.train(layer.training))
-
-
-def suits(layer: nn.Module) -> bool:
-    return (
-        type(layer) is nn.Conv2d
-        and layer.kernel_size == (3, 3)
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.padding in ((1, 1), "same")
-        and layer.padding_mode == "zeros"
-        and layer.groups == 1
-        and layer.bias is None
-        and min(layer.in_channels, layer.out_channels) >= FROM_CHANNELS
-    )
-
-
-class _Winograd(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        if min(weight.shape[:2]) < FROM_CHANNELS_ALL:
-            return conv2d(x, weight, padding=1)
-        return correlate(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        x, weight = ctx.saved_tensors
-        of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            if min(weight.shape[:2]) < FROM_CHANNELS_ALL:
-                of_x = conv2d_input(x.shape, weight, gradient, padding=1)
-            else:
-                of_x = correlate(gradient, weight.flip(2, 3).transpose(0, 1))
-        if ctx.needs_input_grad[1]:
-            of_weight = weight_gradient(x, gradient, weight.dtype)
-        return of_x, of_weight
-
-
 def correlate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """conv2d(x, weight, padding=1), in channels_last."""
     (n, inputs, height, width), outputs = x.shape, len(weight)
     use = transforms(x.dtype)
     kernels = transforms(weight.dtype).kernel @ weight.permute(2, 3, 1, 0).reshape(9, -1)
     kernels = kernels.to(x.dtype).view(36, inputs, outputs)
-    rows, columns = _tiled(height), _tiled(width)
+    rows, columns = tiled(height), tiled(width)
     out = x.new_empty(n, rows, 4, columns, 4, outputs)
     for part in _parts(n, rows * columns * max(inputs, outputs), x.dtype):
         products = torch.bmm(_tiles(x[part]), kernels).view(36, -1)
@@ -151,12 +71,17 @@ def correlate(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def input_gradient(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """That of conv2d(x, weight, padding=1), where `gradient` is the outputs'."""
+    return correlate(gradient, weight.flip(2, 3).transpose(0, 1))
+
+
 def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """That of conv2d(x, weight, padding=1), where `gradient` is the outputs'."""
     (n, inputs, height, width), outputs = x.shape, gradient.shape[1]
     use = transforms(x.dtype)
     sums = x.new_zeros(36, inputs, outputs, dtype=dtype)
-    count = _tiled(height) * _tiled(width)
+    count = tiled(height) * tiled(width)
     for part in _parts(n, count * max(inputs, outputs), x.dtype):
         blocks = (use.output.T @ _blocks(gradient[part])).view(36, -1, outputs)
         tiles = _tiles(x[part]).transpose(1, 2)
@@ -169,7 +94,8 @@ def weight_gradient(x: torch.Tensor, gradient: torch.Tensor, dtype: torch.dtype)
     return sums.contiguous(memory_format=torch.channels_last)
 
 
-def _tiled(pixels: int) -> int:
+def tiled(pixels: int) -> int:
+    """The tiles that cover so many."""
     return -(-pixels // 4)
 
 
@@ -182,7 +108,7 @@ def _parts(images: int, values: int, dtype: torch.dtype) -> Iterator[slice]:
 def _tiles(x: torch.Tensor) -> torch.Tensor:
     """(36, tiles, channels): of the 6x6 tiles, four pixels apart, the transforms."""
     height, width = x.shape[2:]
-    margins = (0, 0, 1, 4 * _tiled(width) + 1 - width, 1, 4 * _tiled(height) + 1 - height)
+    margins = (0, 0, 1, 4 * tiled(width) + 1 - width, 1, 4 * tiled(height) + 1 - height)
     padded = pad(x.permute(0, 2, 3, 1), margins)
     tiles = padded.unfold(1, 6, 4).unfold(2, 6, 4).permute(4, 5, 0, 1, 2, 3).reshape(36, -1)
     return (transforms(x.dtype).tile @ tiles).view(36, -1, x.shape[1])
@@ -191,6 +117,6 @@ def _tiles(x: torch.Tensor) -> torch.Tensor:
 def _blocks(x: torch.Tensor) -> torch.Tensor:
     """(16, blocks * channels): the 4x4 blocks."""
     height, width = x.shape[2:]
-    margins = (0, 0, 0, 4 * _tiled(width) - width, 0, 4 * _tiled(height) - height)
+    margins = (0, 0, 0, 4 * tiled(width) - width, 0, 4 * tiled(height) - height)
     padded = pad(x.permute(0, 2, 3, 1), margins)
     return padded.unfold(1, 4, 4).unfold(2, 4, 4).permute(4, 5, 0, 1, 2, 3).reshape(16, -1)

@@ -1,4 +1,4 @@
-"""The convolutions with fewer multiplications against torch's own."""
+"""Our ways of a 3x3 convolution against torch's own, and where each is taken."""
 
 import itertools
 
@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 import compiling
+import convolutions
 import cpu
 import data
 import learner
@@ -16,42 +17,54 @@ import model as models
 import winograd
 from augment import Augmentation
 from config import Config
+from convolutions import COLUMNS, DIRECT, WINOGRAD, Ways
 from gradcam import Explainer
 from loader import epoch_of, train_loader
 
-SHAPES = [  # images, inputs, outputs, height, width
+WINOGRADS = [  # images, inputs, outputs, height, width
     (3, 128, 136, 8, 8),
     (2, 128, 128, 4, 9),
     (2, 130, 128, 7, 5),
-    (3, 64, 128, 6, 6),  # the gradient of the weights alone
     (1, 70, 64, 5, 8),
+]
+SMALL = [(3, 5, 7, 3, 3), (2, 6, 4, 1, 1), (1, 4, 4, 2, 5), (4, 3, 8, 4, 2), (2, 4, 3, 7, 6)]
+CASES = [
+    *((Ways(WINOGRAD, WINOGRAD, WINOGRAD), shape, 1) for shape in WINOGRADS),
+    (Ways(DIRECT, DIRECT, WINOGRAD), (3, 64, 128, 6, 6), 1),
+    *((Ways(COLUMNS, COLUMNS, COLUMNS), shape, 1) for shape in SMALL),
+    *((Ways(COLUMNS, DIRECT, COLUMNS), shape, 2) for shape in SMALL),
+    (Ways(DIRECT, DIRECT, COLUMNS), (3, 5, 7, 6, 6), 1),
 ]
 
 
-def results(convolve, shape: tuple, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def results(convolve, shape: tuple, stride: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Outputs, and the gradients of input and weights, of the same numbers in each dtype."""
     images, inputs, outputs, height, width = shape
     stream = torch.Generator().manual_seed(1)
     x = torch.randn(images, inputs, height, width, generator=stream)
     weight = torch.randn(outputs, inputs, 3, 3, generator=stream) / inputs**0.5
-    gradient = torch.randn(images, outputs, height, width, generator=stream).to(dtype)
+    rows, columns = -(-height // stride), -(-width // stride)
+    gradient = torch.randn(images, outputs, rows, columns, generator=stream).to(dtype)
     x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
     weight = weight.to(dtype).requires_grad_()
     y = convolve(x, weight)
     return y.detach(), *torch.autograd.grad(y, (x, weight), gradient)
 
 
-def direct(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return conv2d(x, weight, padding=1)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("ways", "shape", "stride"), CASES)
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("part", [1, 10**9])  # an image at a time, all at once
-def test_it_is_the_same_convolution(monkeypatch, shape, dtype, error, part):
+def test_it_is_the_same_convolution(monkeypatch, ways, shape, stride, dtype, error, part):
     monkeypatch.setattr(winograd, "PART_BYTES", part)
-    exact = results(direct, shape, torch.float64)
-    found = results(winograd._Winograd.apply, shape, dtype)
+
+    def direct(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return conv2d(x, weight, stride=stride, padding=1)
+
+    def ours(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return convolutions._Products.apply(x, weight, stride, ways)
+
+    exact = results(direct, shape, stride, torch.float64)
+    found = results(ours, shape, stride, dtype)
     for one, other in zip(found, exact, strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() < error * other.abs().max()
@@ -63,12 +76,11 @@ def test_what_is_replaced():
     names, before = list(model.state_dict()), dict(model.named_parameters())
     images = torch.randn(2, 3, 32, 32)
     expected = model(images)
-    winograd.replace(model)
-    fast = {n for n, m in model.named_modules() if isinstance(m, winograd.Convolution)}
-    # Not the stem, nor the first convolutions of layers 2 to 4, which have a stride.
+    convolutions.replace(model)
+    fast = {n for n, m in model.named_modules() if isinstance(m, convolutions.Convolution)}
+    # Not the stem.
     blocks = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
-    strided = {f"layer{stage}.0.conv1" for stage in (2, 3, 4)}
-    assert fast == {f"{block}.conv{i}" for block in blocks for i in (1, 2)} - strided
+    assert fast == {f"{block}.conv{i}" for block in blocks for i in (1, 2)}
     assert list(model.state_dict()) == names
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
     found = model(images)
@@ -97,7 +109,7 @@ def test_a_step_of_a_learner(amp, errors, shapes_dir):
             schedule="constant",
         )
         made = learner.Learner(config, loaded, 1)
-        fast = any(isinstance(one, winograd.Convolution) for one in made.model.modules())
+        fast = any(isinstance(one, convolutions.Convolution) for one in made.model.modules())
         assert fast == made.winograd == (choice == "true")
         (batch,) = itertools.islice(epoch_of(train_loader(loaded, Augmentation(), 16, 0), 1), 1)
         made.begin_epoch(1)
@@ -131,7 +143,7 @@ def test_what_is_compiled_has_torchs_own(monkeypatch, shapes_dir, compile, wante
     "layer",
     [
         nn.Conv2d(64, 64, 3, padding=1),  # its bias would be lost
-        nn.Conv2d(64, 64, 3, padding=1, stride=2, bias=False),
+        nn.Conv2d(64, 64, 3, padding=1, stride=3, bias=False),
         nn.Conv2d(64, 64, 3, padding=2, dilation=2, bias=False),
         nn.Conv2d(64, 64, 3, bias=False),
         nn.Conv2d(64, 64, 3, padding=1, bias=False, groups=2),
@@ -142,13 +154,7 @@ def test_what_is_compiled_has_torchs_own(monkeypatch, shapes_dir, compile, wante
     ],
 )
 def test_what_is_left_as_it_is(layer):
-    assert not winograd.suits(layer)
-
-
-def test_small_maps_go_the_direct_way():
-    layer = winograd.Convolution(128, 128, 3, padding=1, bias=False)
-    x = torch.randn(2, 128, 3, 3)
-    assert torch.equal(layer(x), conv2d(x, layer.weight, padding=1))
+    assert not convolutions.suits(layer)
 
 
 def in_bf16(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
@@ -159,34 +165,81 @@ def in_bf16(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[t
     return [y.detach(), *torch.autograd.grad(y, (x, layer.weight), gradient.to(y.dtype))]
 
 
+def exactly(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[torch.Tensor]:
+    wide = x.double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    y = conv2d(*wide, stride=layer.stride, padding=1)
+    return [y.detach(), *torch.autograd.grad(y, wide, gradient.double())]
+
+
 @pytest.mark.parametrize(("images", "pixels"), [(64, 8), (16, 15), (16, 16)])
 @pytest.mark.parametrize("part", [1, 10**9])
-def test_in_bf16_it_rounds_by_a_hundredth(monkeypatch, images, pixels, part):
+def test_in_bf16_winograds_rounds_by_a_hundredth(monkeypatch, images, pixels, part):
     monkeypatch.setattr(winograd, "PART_BYTES", part)
     torch.manual_seed(1)
-    layer = winograd.Convolution(256, 264, 3, padding=1, bias=False)
+    layer = convolutions.Convolution(256, 264, 3, padding=1, bias=False)
     x, gradient = (torch.randn(images, n, pixels, pixels) for n in (256, 264))
     found = in_bf16(layer, x, gradient)
-    wide = x.double().requires_grad_(), layer.weight.detach().double().requires_grad_()
-    y = conv2d(*wide, padding=1)
-    for one, exact in zip(
-        found, (y, *torch.autograd.grad(y, wide, gradient.double())), strict=True
-    ):
+    for one, exact in zip(found, exactly(layer, x, gradient), strict=True):
         error = (one - exact).norm() / exact.norm()
         assert 0.005 < error < 0.02  # directly: 0.002
     assert found[2].dtype == torch.float32
 
 
+@pytest.mark.parametrize(("stride", "inputs", "pixels"), [(1, 520, 3), (1, 256, 4), (2, 256, 6)])
+def test_in_bf16_columns_round_as_the_direct_way(stride, inputs, pixels):
+    torch.manual_seed(1)
+    layer = convolutions.Convolution(inputs, 512, 3, stride, padding=1, bias=False)
+    x = torch.randn(8, inputs, pixels, pixels)
+    gradient = torch.randn(8, 512, pixels // stride, pixels // stride)
+    assert COLUMNS in convolutions.ways_of(x.shape, layer.weight.shape, stride, bf16=True)
+    found = in_bf16(layer, x, gradient)
+    for one, exact in zip(found, exactly(layer, x, gradient), strict=True):
+        assert (one - exact).norm() / exact.norm() < 0.004
+    assert found[2].dtype == torch.float32
+
+
+DIRECTLY = Ways(DIRECT, DIRECT, DIRECT)
+BY_WINOGRAD = Ways(WINOGRAD, WINOGRAD, WINOGRAD)
+WAYS = [  # images, inputs, outputs, pixels, stride, bf16: the ways
+    ((16, 128, 128, 4, 1, False), BY_WINOGRAD),
+    ((16, 64, 128, 4, 1, False), Ways(DIRECT, DIRECT, WINOGRAD)),
+    ((16, 128, 128, 3, 1, False), DIRECTLY),
+    ((16, 128, 256, 16, 2, False), DIRECTLY),
+    ((16, 256, 256, 16, 1, True), BY_WINOGRAD),
+    ((16, 192, 256, 16, 1, True), DIRECTLY),  # few channels
+    ((15, 256, 256, 16, 1, True), DIRECTLY),  # few tiles
+    ((64, 256, 256, 7, 1, True), DIRECTLY),  # wide margins
+    ((256, 512, 512, 4, 1, True), BY_WINOGRAD),
+    ((255, 512, 512, 4, 1, True), Ways(COLUMNS, COLUMNS, COLUMNS)),
+    ((16, 256, 512, 3, 1, True), Ways(COLUMNS, COLUMNS, COLUMNS)),
+    ((16, 512, 511, 3, 1, True), DIRECTLY),
+    ((16, 255, 512, 3, 1, True), DIRECTLY),
+    ((128, 512, 512, 6, 1, True), Ways(DIRECT, DIRECT, COLUMNS)),
+    ((128, 512, 512, 9, 1, True), DIRECTLY),
+    ((128, 256, 512, 7, 2, True), Ways(COLUMNS, DIRECT, COLUMNS)),
+    ((128, 256, 512, 16, 2, True), Ways(DIRECT, DIRECT, COLUMNS)),
+    ((128, 256, 512, 17, 2, True), DIRECTLY),
+    ((128, 128, 256, 4, 2, True), DIRECTLY),
+]
+
+
+@pytest.mark.parametrize(("size", "expected"), WAYS)
+def test_the_way_of_each_size(size, expected):
+    images, inputs, outputs, pixels, stride, bf16 = size
+    x, weight = torch.Size([images, inputs, pixels, pixels]), torch.Size([outputs, inputs, 3, 3])
+    assert convolutions.ways_of(x, weight, stride, bf16) == expected
+
+
 @pytest.mark.parametrize(
     ("images", "channels", "pixels", "training"),
-    [(16, 256, 16, False), (16, 192, 16, True), (15, 256, 16, True), (64, 256, 7, True)],
-    ids=["measured", "few channels", "few tiles", "wide margins"],
+    [(64, 256, 8, False), (2, 512, 3, False), (2, 64, 8, True)],
+    ids=["measured", "measured, small", "neither gains"],
 )
-def test_in_bf16_what_gains_little_goes_the_direct_way(images, channels, pixels, training):
+def test_in_bf16_the_direct_way_is_torchs_own(images, channels, pixels, training):
     torch.manual_seed(1)
-    layer = winograd.Convolution(channels, 256, 3, padding=1, bias=False).train(training)
-    x, gradient = (torch.randn(images, n, pixels, pixels) for n in (channels, 256))
-    plain = nn.Conv2d(channels, 256, 3, padding=1, bias=False)
+    layer = convolutions.Convolution(channels, 512, 3, padding=1, bias=False).train(training)
+    x, gradient = (torch.randn(images, n, pixels, pixels) for n in (channels, 512))
+    plain = nn.Conv2d(channels, 512, 3, padding=1, bias=False)
     plain.weight = layer.weight
     for one, other in zip(*(in_bf16(one, x, gradient) for one in (layer, plain)), strict=True):
         assert torch.equal(one, other)
