@@ -84,6 +84,11 @@ def mcnemar(fixed: int, broken: int) -> float:
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
+def told_p(p: float) -> str:
+    """For people; one that is too small for a float is not 0."""
+    return f"p = {p:.2g}" if p else "p < 1e-300"
+
+
 def moved(true: np.ndarray, change: np.ndarray) -> tuple[list, list]:
     """The classes that won and that lost most images; ties by class."""
     images = np.bincount(true)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from collection import PastRun
-from difference import LIKELY, mcnemar, same_images
+from difference import LIKELY, mcnemar, same_images, told_p
 from report_findings import (
     ACCURACY,
     FAILED,
@@ -184,7 +184,7 @@ def _lead(findings: Findings) -> str:
     p = paired_p(best.run, second.run) if findings.metric == ACCURACY else None
     if p is None:
         return f"{told}."
-    also = f" (exact McNemar test, p = {p:.2g})"
+    also = f" (exact McNemar test, {told_p(p)})"
     if p >= LIKELY:
         return f"{told}: on these images the two cannot be told apart{also}."
     return f"{told}: more than the choice of the images explains{also}."

@@ -8,7 +8,16 @@ from PIL import Image
 
 from cli import Failure, Mistake
 from collection import PastRun
-from difference import LIKELY, TILE, Difference, Shown, compare, gallery, why_no_gallery
+from difference import (
+    LIKELY,
+    TILE,
+    Difference,
+    Shown,
+    compare,
+    gallery,
+    told_p,
+    why_no_gallery,
+)
 from ending import in_one_line
 from page import (
     Cell,
@@ -41,7 +50,7 @@ def diff_page(a: PastRun, b: PastRun, given: dict[str, Any]) -> tuple[str, str]:
                     ("broken", f"{len(found.broken):,}", "right before, wrong now"),
                     ("right in both", f"{found.both_right:,}", f"of {found.images:,}"),
                     ("wrong in both", f"{found.both_wrong:,}", f"of {found.images:,}"),
-                    ("McNemar's p", f"{found.p:.2g}", "exact, two-sided"),
+                    ("McNemar test", told_p(found.p), "exact, two-sided"),
                 ]
             ),
         ]
@@ -64,7 +73,7 @@ def sentence(a: PastRun, b: PastRun, found: Difference) -> str:
     return (
         f"{b.run_id} is right on {now:.2%} of {found.images:,} images, {a.run_id} on "
         f"{before:.2%}: {len(found.fixed):,} fixed, {len(found.broken):,} broken, net "
-        f"{net:+,}; {word} (exact McNemar test, p = {found.p:.2g})"
+        f"{net:+,}; {word} (exact McNemar test, {told_p(found.p)})"
     )
 
 

@@ -7,7 +7,7 @@ from past import write_run
 from cli import Mistake
 from collection import read_run
 from conftest import assert_mistake, run
-from difference import compare, mcnemar, moved, why_no_gallery
+from difference import compare, mcnemar, moved, told_p, why_no_gallery
 from report_certainty import paired_p
 from report_diff import diff_page
 
@@ -18,6 +18,14 @@ from report_diff import diff_page
 )
 def test_mcnemar_is_a_coin_for_each_image_that_changed(fixed, broken, p):
     assert mcnemar(fixed, broken) == pytest.approx(p)
+
+
+def test_what_no_float_holds_is_told():
+    assert [told_p(mcnemar(*found)) for found in ((5, 5), (12, 2), (4000, 100))] == [
+        "p = 1",
+        "p = 0.013",
+        "p < 1e-300",
+    ]
 
 
 def test_classes_that_moved():
