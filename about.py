@@ -39,7 +39,8 @@ def note_start(folder: "RunFolder", learner: "Learner", data: "Data") -> None:
     start |= {"bf16": learner.amp, "winograd": learner.winograd}
     if ranks.several:
         start["processes"] = ranks.world
-    folder.write_about(start, {**about_data(data), "parameters": parameters})
+    model = {"parameters": parameters, "image_size": learner.image_size}
+    folder.write_about(start, {**about_data(data), **model})
 
 
 def about_start(program: str = "python") -> dict[str, Any]:

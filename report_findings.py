@@ -56,6 +56,12 @@ class Entry:
         return finite(self.row.get(key))
 
     @property
+    def pixels(self) -> int | None:
+        """Side of the images that were measured; None where the run does not say."""
+        told = self.row.get("pixels"), self.run.about.get("image_size")
+        return next((int(one) for one in (*told, self.run.config.get("image_size")) if one), None)
+
+    @property
     def last(self) -> float | None:
         """The accuracy that is published: that of the last epoch."""
         return finite(self.run.rows[-1].get(ACCURACY)) if self.run.rows else None
@@ -138,6 +144,12 @@ class Findings:
         """Keys of the config that may have made the difference."""
         keys = differing([one.run.config for one in self.main if one.value is not None])
         return [key for key in keys if key not in NOT_SEARCHED]
+
+    @cached_property
+    def sizes(self) -> Counter[int]:
+        """How many of those with a place were measured at which size, the largest first."""
+        told = sorted((one.pixels for one in self.ranked if one.pixels), reverse=True)
+        return Counter(told)
 
     @property
     def logarithmic(self) -> frozenset[str]:

@@ -49,6 +49,9 @@ def _columns(findings: Findings) -> list[tuple[Column, Shows]]:
         hint = "runs with different letters trained or validated on different images"
         column = Column("data", "data", hint, numeric=False)
         made.insert(1, (column, lambda one: Cell(letter(one.group), letter(one.group))))
+    if len(findings.sizes) > 1:
+        hint = "side of the images that were measured, in pixels"
+        made.append((Column("pixels", "pixels", hint), _pixels))
     made += [(Column(key, key, numeric=_is_number(findings, key)), _shows(key))
              for key in findings.differing]  # fmt: skip
     if metric != ACCURACY:
@@ -76,6 +79,10 @@ def _run(one: Entry) -> Cell:
 
 def _speed(one: Entry) -> Cell:
     return Cell(f"{one.images_per_s:,.0f}" if one.images_per_s else "–", one.images_per_s)
+
+
+def _pixels(one: Entry) -> Cell:
+    return Cell(one.pixels or "–", one.pixels)
 
 
 def _shows(key: str) -> Shows:

@@ -102,6 +102,8 @@ def notices(findings: Findings) -> list[Html]:
         many = ", ".join(sorted(f"{metric} ({goal})" for metric, goal in aims))
         told.append([f"The studies search for different things: {many}. Here all runs are "
                      f"compared by {findings.metric}."])  # fmt: skip
+    if len(findings.sizes) > 1:
+        told.append([_sizes(findings)])
     found = [notice(*lines) for lines in told]
     drawn, there = len(charts.painted(findings)), len(findings.main)
     many = f"The charts draw the best {drawn} of {there:,} runs." if drawn < there else ""
@@ -120,6 +122,14 @@ def _other_data(findings: Findings) -> list[Any]:
         parts.append(tag("li", f"{letter(place)}: {data}, {count(sizes[place], 'run')}, {where}"))
     text = "They trained or validated on different images, and so may differ by these alone:"
     return [join([*lines, text, tag("ul", *parts)])]
+
+
+def _sizes(findings: Findings) -> str:
+    many = ", ".join(f"{count(runs, 'run')} at {size} px" for size, runs in findings.sizes.items())
+    return (
+        f"Their images were of different sizes when they were measured: {many}. A run whose images "
+        "were to grow, and that ended before, is told by what it had by then."
+    )
 
 
 def what_is_not_over(findings: Findings) -> str:

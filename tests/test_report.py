@@ -15,6 +15,7 @@ import report_best
 import report_certainty
 import report_charts
 import report_findings as findings
+import report_leaderboard
 import report_parameters
 import report_sections
 from cli import Mistake
@@ -298,6 +299,19 @@ def test_plotly_takes_every_chart(tmp_path):
         figure = json.loads(re.sub(r'"\$[a-z]+( [\d.]+)?"', '"red"', text))
         Figure(figure["data"], figure["layout"])
         Figure(layout=figure.get("narrow"))
+
+
+def test_sizes_that_differ_are_told():
+    runs = [made(name, [0.3, 0.5], image_size=48) for name in "abc"]
+    assert report_sections.notices(Findings.of(runs)) == []
+    runs[1].rows[1]["pixels"] = 64  # it grew
+    runs[2].about["image_size"] = 64  # and this had images of 64 px by itself
+    runs.append(made("dead", [], "failed", image_size=24))
+    found = Findings.of(runs)
+    assert [found.sizes[size] for size in (64, 48, 24)] == [2, 1, 0]
+    (told,) = map(str, report_sections.notices(found)[:1])
+    assert "2 runs at 64 px, 1 run at 48 px." in told
+    assert ">pixels<" in str(report_leaderboard.leaderboard(found).body)
 
 
 def test_of_very_many_runs_the_best_are_drawn():
