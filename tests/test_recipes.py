@@ -30,7 +30,7 @@ def recipe(name, **changed):
 
 
 def test_all_are_there():
-    names = "adam_onecycle_224 best cifar10_resnet18 cifar10_small cpu cpu_short"
+    names = "adam_onecycle_224 best cifar10_resnet18 cifar10_small cpu cpu_long cpu_short"
     others = "cyclic_plateau linear_onecycle onecycle_sgd"
     assert list(FILES) == [*names.split(), *others.split()]
     assert all(path.suffix == ".yaml" for path in FILES.values())
