@@ -1,5 +1,5 @@
 """The way of each 3x3 convolution that trains on a CPU: torch's own, Winograd's (`winograd.py`) or
-the product with a matrix (`columns.py`), whichever was measured to be the fastest for its size.
+the product with a matrix (`columns.py`), by what was measured (LOG.md).
 """
 
 from typing import NamedTuple
@@ -22,7 +22,8 @@ FROM_PIXELS = 4  # on each side of the map, as a tile has
 FROM_CHANNELS_BF16 = 256
 FROM_TILES_BF16 = 256
 MOST_COVERED_BF16 = 1.25
-# In bf16 columns gain with large kernels and small maps of outputs.
+# In bf16 columns gain with large kernels and small maps of outputs (of 32 to 256 images; in float32
+# they were not tried).
 COLUMNS_FROM_CHANNELS = 256, 512  # inputs, outputs
 COLUMNS_UP_TO_PIXELS = 4  # on each side; outputs, and the gradient of the input
 COLUMNS_UP_TO_PIXELS_WEIGHT = 8  # the gradient of the weights
@@ -41,7 +42,8 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bf16 = torch.is_autocast_enabled("cpu")
-        # In bf16 what is measured goes the direct way.
+        # In bf16, where Winograd's rounds six times as much, what is measured goes the direct way.
+        # (Columns round as it does; there they were not tried.)
         if not x.is_cpu or torch.compiler.is_compiling() or (bf16 and not self.training):
             return super().forward(x)
         ways = ways_of(x.shape, self.weight.shape, self.stride[0], bf16)

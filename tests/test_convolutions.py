@@ -28,12 +28,14 @@ WINOGRADS = [  # images, inputs, outputs, height, width
     (1, 70, 64, 5, 8),
 ]
 SMALL = [(3, 5, 7, 3, 3), (2, 6, 4, 1, 1), (1, 4, 4, 2, 5), (4, 3, 8, 4, 2), (2, 4, 3, 7, 6)]
+ONE_IMAGE, ALL = 1, 10**9  # at a time
 CASES = [
-    *((Ways(WINOGRAD, WINOGRAD, WINOGRAD), shape, 1) for shape in WINOGRADS),
-    (Ways(DIRECT, DIRECT, WINOGRAD), (3, 64, 128, 6, 6), 1),
-    *((Ways(COLUMNS, COLUMNS, COLUMNS), shape, 1) for shape in SMALL),
-    *((Ways(COLUMNS, DIRECT, COLUMNS), shape, 2) for shape in SMALL),
-    (Ways(DIRECT, DIRECT, COLUMNS), (3, 5, 7, 6, 6), 1),
+    *((Ways(WINOGRAD, WINOGRAD, WINOGRAD), shape, 1, ALL) for shape in WINOGRADS),
+    *((Ways(WINOGRAD, WINOGRAD, WINOGRAD), shape, 1, ONE_IMAGE) for shape in WINOGRADS),
+    (Ways(DIRECT, DIRECT, WINOGRAD), (3, 64, 128, 6, 6), 1, ONE_IMAGE),
+    *((Ways(COLUMNS, COLUMNS, COLUMNS), shape, 1, ALL) for shape in SMALL),
+    *((Ways(COLUMNS, DIRECT, COLUMNS), shape, 2, ALL) for shape in SMALL),
+    (Ways(DIRECT, DIRECT, COLUMNS), (3, 5, 7, 6, 6), 1, ALL),
 ]
 
 
@@ -51,10 +53,9 @@ def results(convolve, shape: tuple, stride: int, dtype: torch.dtype) -> tuple[to
     return y.detach(), *torch.autograd.grad(y, (x, weight), gradient)
 
 
-@pytest.mark.parametrize(("ways", "shape", "stride"), CASES)
+@pytest.mark.parametrize(("ways", "shape", "stride", "part"), CASES)
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 2e-5)])
-@pytest.mark.parametrize("part", [1, 10**9])  # an image at a time, all at once
-def test_it_is_the_same_convolution(monkeypatch, ways, shape, stride, dtype, error, part):
+def test_it_is_the_same_convolution(monkeypatch, ways, shape, stride, part, dtype, error):
     monkeypatch.setattr(winograd, "PART_BYTES", part)
 
     def direct(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -172,7 +173,7 @@ def exactly(layer: nn.Conv2d, x: torch.Tensor, gradient: torch.Tensor) -> list[t
 
 
 @pytest.mark.parametrize(("images", "pixels"), [(64, 8), (16, 15), (16, 16)])
-@pytest.mark.parametrize("part", [1, 10**9])
+@pytest.mark.parametrize("part", [ONE_IMAGE, ALL])
 def test_in_bf16_winograds_rounds_by_a_hundredth(monkeypatch, images, pixels, part):
     monkeypatch.setattr(winograd, "PART_BYTES", part)
     torch.manual_seed(1)

@@ -128,12 +128,18 @@ def test_an_epoch_of_cifar10_has_the_published_steps(name):
     assert rates(recipe(name), 50_000)[0] == 391
 
 
-def test_cpu_grows_from_24_pixels_to_64():
-    config = recipe("cpu")
+@pytest.mark.parametrize(
+    ("name", "epochs"),  # that end at 24, 32, 48 and 64 px
+    [("cpu", (3, 5, 3, 1)), ("cpu_short", (3, 1, 0, 1)), ("cpu_long", (5, 7, 4, 2))],
+)
+def test_images_grow_from_24_pixels_to_64(name, epochs):
+    config = recipe(name)
+    assert config.epochs == sum(epochs)
     stages = resolution.parse(config.resolution_schedule)
-    sizes = [resolution.pixels_at(stages, epoch / 12, 64) for epoch in range(1, 13)]
-    assert sizes == [24] * 3 + [32] * 5 + [48] * 3 + [64]
-    assert config.epochs == 12
+    ends = (epoch / config.epochs for epoch in range(1, config.epochs + 1))
+    sizes = [resolution.pixels_at(stages, end, 64) for end in ends]
+    assert [sizes.count(pixels) for pixels in (24, 32, 48, 64)] == list(epochs)
+    assert sizes == sorted(sizes)
 
 
 def test_the_mixes_of_best_end_after_epoch_45():
