@@ -32,15 +32,13 @@ LIBRARIES = (
 
 def note_start(folder: "RunFolder", learner: "Learner", data: "Data") -> None:
     """Into the run's about.json: what it is made of, and one more start."""
-    parameters = sum(p.numel() for p in learner.model.parameters())
     ranks = learner.ranks
     program = f"torchrun --nproc_per_node={ranks.local_world}" if ranks.several else "python"
     start = {**about_start(program), "device": device_name(learner.device)}
     start |= {"bf16": learner.amp, "winograd": learner.winograd}
     if ranks.several:
         start["processes"] = ranks.world
-    model = {"parameters": parameters, "image_size": learner.image_size}
-    folder.write_about(start, {**about_data(data), **model})
+    folder.write_about(start, about_run(learner, data))
 
 
 def about_start(program: str = "python") -> dict[str, Any]:
@@ -56,8 +54,11 @@ def about_start(program: str = "python") -> dict[str, Any]:
     }
 
 
-def about_data(data: "Data") -> dict[str, Any]:
+def about_run(learner: "Learner", data: "Data") -> dict[str, Any]:
+    """What training and measuring found beside the config."""
     return {
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
+        "full_pixels": learner.image_size,
         "split_fingerprint": data.fingerprint,
         "training_images": len(data.train),
         "validation_images": len(data.val),

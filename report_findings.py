@@ -14,10 +14,11 @@ from functools import cached_property
 from typing import Any
 
 from collection import PastRun, PastStudy, at_largest
+from resolution import FULL
 
 ACCURACY = "val/acc"
 SHARES = ("val/acc", "val/top5", "train/acc", "best_val_acc")  # metrics that are counts of images
-FAILED = ("failed", "crashed")  # such a run is shown, but does not win
+FAILED = ("failed",)  # such a run is shown, but does not win
 GOING_ON = ("running", "pending")
 # Keys of a config that say where and how, not what: never in the leaderboard ...
 SILENT = ("data_dir", "output_dir", "resume", "mistakes", "split_fingerprint", "parameters")
@@ -58,8 +59,15 @@ class Entry:
     @property
     def pixels(self) -> int | None:
         """Side of the images that were measured; None where the run does not say."""
-        told = self.row.get("pixels"), self.run.about.get("image_size")
-        return next((int(one) for one in (*told, self.run.config.get("image_size")) if one), None)
+        told = self.row.get("pixels") or self.run.about.get("full_pixels")
+        if not told and not self.grew:
+            told = self.run.config.get("image_size")
+        return int(told) if told else None
+
+    @property
+    def grew(self) -> bool:
+        """Whether its images were to grow."""
+        return self.run.config.get("resolution_schedule", FULL) != FULL
 
     @property
     def last(self) -> float | None:
@@ -147,9 +155,10 @@ class Findings:
 
     @cached_property
     def sizes(self) -> Counter[int]:
-        """How many of those with a place were measured at which size, the largest first."""
-        told = sorted((one.pixels for one in self.ranked if one.pixels), reverse=True)
-        return Counter(told)
+        """How many of those with a place were measured at which size, the largest first; 0 where it
+        is not known.
+        """
+        return Counter(sorted((one.pixels or 0 for one in self.ranked), reverse=True))
 
     @property
     def logarithmic(self) -> frozenset[str]:

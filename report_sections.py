@@ -102,8 +102,8 @@ def notices(findings: Findings) -> list[Html]:
         many = ", ".join(sorted(f"{metric} ({goal})" for metric, goal in aims))
         told.append([f"The studies search for different things: {many}. Here all runs are "
                      f"compared by {findings.metric}."])  # fmt: skip
-    if len(findings.sizes) > 1:
-        told.append([_sizes(findings)])
+    if differ := sizes_differ(findings):
+        told.append([differ])
     found = [notice(*lines) for lines in told]
     drawn, there = len(charts.painted(findings)), len(findings.main)
     many = f"The charts draw the best {drawn} of {there:,} runs." if drawn < there else ""
@@ -124,12 +124,18 @@ def _other_data(findings: Findings) -> list[Any]:
     return [join([*lines, text, tag("ul", *parts)])]
 
 
-def _sizes(findings: Findings) -> str:
-    many = ", ".join(f"{count(runs, 'run')} at {size} px" for size, runs in findings.sizes.items())
-    return (
-        f"Their images were of different sizes when they were measured: {many}. A run whose images "
-        "were to grow, and that ended before, is told by what it had by then."
+def sizes_differ(findings: Findings) -> str:
+    """Nothing where all were measured at the same size."""
+    if len(findings.sizes) < 2:
+        return ""
+    many = ", ".join(
+        f"{count(runs, 'run')} at {f'{size} px' if size else 'a size that is not known'}"
+        for size, runs in findings.sizes.items()
     )
+    told = f"The runs' images were of different sizes when they were measured: {many}."
+    if any(one.grew for one in findings.ranked):
+        told += " A run whose images were to grow, and that ended before, is told by what it had."
+    return told
 
 
 def what_is_not_over(findings: Findings) -> str:

@@ -34,7 +34,7 @@ def headline(findings: Findings) -> list[str]:
 
 def notices(findings: Findings) -> list[str]:
     """What must not be overlooked."""
-    told = [sections.what_is_not_over(findings)]
+    told = [sections.what_is_not_over(findings), sections.sizes_differ(findings)]
     others = len(findings.entries) - len(findings.main)
     if others:
         told.append(

@@ -16,7 +16,13 @@ from config import Config, from_mapping
 
 FILE = "WANDB_SWEEP_PARAM_PATH"
 # Keys that a run adds to the config that W&B shows.
-ADDED = ("split_fingerprint", "parameters", "training_images", "validation_images")
+ADDED = (
+    "split_fingerprint",
+    "parameters",
+    "training_images",
+    "validation_images",
+    "full_pixels",  # side of the model's input once the images have grown
+)
 FOLDERS = ("data_dir", "output_dir")
 
 

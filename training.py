@@ -86,17 +86,16 @@ class Training:
         note_start(self.folder, self.learner, self.data)
 
     def say_what(self, tracker: "Tracker") -> None:
-        from about import about_data
+        from about import about_run
 
         learner, data = self.learner, self.data
-        parameters = sum(p.numel() for p in learner.model.parameters())
-        facts = {**about_data(data), "parameters": parameters}
+        facts = about_run(learner, data)
         tracker.add_config({key: facts[key] for key in ADDED})
         tracker.say_where()
         done = f", going on after epoch {len(self.record.rows)}" if self.record.rows else ""
         place = f"{self.ranks.world} processes, this one on " if self.ranks.several else ""
         print(
-            f"{self.path}: {self.config.model} with {parameters:,} parameters on {place}"
+            f"{self.path}: {self.config.model} with {facts['parameters']:,} parameters on {place}"
             f"{learner.device}{' in bf16' if learner.amp else ''}, {len(data.train):,} training "
             f"and {len(data.val):,} validation images of {len(data.cache.classes)} classes{done}",
             flush=True,

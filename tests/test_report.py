@@ -18,6 +18,7 @@ import report_findings as findings
 import report_leaderboard
 import report_parameters
 import report_sections
+import report_wandb_text
 from cli import Mistake
 from collection import PastRun, PastStudy, collect, read_studies
 from conftest import assert_mistake, run
@@ -304,14 +305,19 @@ def test_plotly_takes_every_chart(tmp_path):
 def test_sizes_that_differ_are_told():
     runs = [made(name, [0.3, 0.5], image_size=48) for name in "abc"]
     assert report_sections.notices(Findings.of(runs)) == []
-    runs[1].rows[1]["pixels"] = 64  # it grew
-    runs[2].about["image_size"] = 64  # and this had images of 64 px by itself
+    runs[1].about["full_pixels"] = 64  # whose image_size is 0
     runs.append(made("dead", [], "failed", image_size=24))
     found = Findings.of(runs)
-    assert [found.sizes[size] for size in (64, 48, 24)] == [2, 1, 0]
     (told,) = map(str, report_sections.notices(found)[:1])
-    assert "2 runs at 64 px, 1 run at 48 px." in told
+    assert "1 run at 64 px, 2 runs at 48 px.<" in told
     assert ">pixels<" in str(report_leaderboard.leaderboard(found).body)
+    grows = {"resolution_schedule": "24:0.5", "image_size": 48}
+    runs[2] = made("c", [0.3, 0.5], **grows)
+    runs[2].rows[0]["pixels"] = runs[2].rows[1]["pixels"] = 24
+    runs.append(made("lost", [0.4], **grows))
+    told = report_sections.sizes_differ(Findings.of(runs))
+    assert "1 run at 48 px, 1 run at 24 px, 1 run at a size that is not known. A run" in told
+    assert told in report_wandb_text.notices(Findings.of(runs))
 
 
 def test_of_very_many_runs_the_best_are_drawn():

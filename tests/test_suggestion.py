@@ -15,7 +15,7 @@ FIRST = {"max_lr": 0.1, "aug_strength": 1}
 # As W&B's server hands a preempted run out again: its whole config.
 AGAIN = {**to_dict(Config(max_lr=0.1, data_dir="/old", workers=3)), "output_dir": "/old/runs"}
 AGAIN |= {"split_fingerprint": "abc", "parameters": 99530, "_wandb": {"t": {"1": [1, 5]}}}
-AGAIN |= {"training_images": 100, "validation_images": 40}
+AGAIN |= {"training_images": 100, "validation_images": 40, "full_pixels": 32}
 
 
 def flags(told: dict) -> list[str]:
