@@ -16,11 +16,10 @@ import collection
 import records
 from run_folder import read_arrays
 from tracking import PROJECT
-from wandb_api import TIMEOUT_S, asked, login
+from wandb_api import MOST_ROWS, TIMEOUT_S, asked, login
 
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1}  # of the states that are an end
 GRACE_S = 20  # it counts some seconds later what it was sent
-MOST_ROWS = 100_000  # above that W&B draws a sample
 RUN, ROWS, SCORE, END = "the run", "the epochs", "best_val_acc", "the end"
 MODEL, TABLE, PICTURES = "the model", "the table of mistakes", "pictures"
 LATE = {RUN, ROWS, SCORE, END, PICTURES}  # the server may have been sent it and not show it yet

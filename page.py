@@ -270,7 +270,7 @@ def fold(summary: Any, *children: Any) -> Html:
     return tag("details", tag("summary", summary), *children)
 
 
-def document(title: str, lead: Html, sections: Sequence[Section], foot: Any = "") -> str:
+def document(title: str, lead: Html, sections: Sequence[Section]) -> str:
     """The whole file. `lead` stands above the contents: the heading and what it is all about."""
     parts = [
         tag("section", tag("h2", one.title), one.body, id=one.anchor, aria_label=one.title)
@@ -285,7 +285,6 @@ def document(title: str, lead: Html, sections: Sequence[Section], foot: Any = ""
             tag("noscript", notice(no_script)) if drawn else None,
             tag("nav", *links, aria_label="contents") if len(links) > 1 else None,
             tag("main", *parts),
-            tag("footer", foot) if foot else None,
         ]
     )
     scripts = [_read("page.js")]

@@ -17,13 +17,12 @@ from config import FIELDS
 from measures import METRICS
 from suggestion import ADDED
 from sweep_parameters import distribution
-from wandb_api import asked, login, online
+from wandb_api import MOST_ROWS, asked, login, online
 
 if TYPE_CHECKING:
     import wandb
 
 AGAIN = "try again"
-MOST_ROWS = 100_000  # above that W&B draws a sample
 # W&B's states, and which of ours each may be: the run's own summary says which, else the first.
 # A resumed run still has the summary of its last end, so one that goes on is not asked.
 STATES = {

@@ -17,7 +17,13 @@ import records
 from cli import DISK_FULL, Mistake, Parser
 from config import Config, to_dict
 from suggestion import is_added
-from wandb_client import claim_environment, client_of, end_service, release_environment
+from wandb_client import (
+    claim_environment,
+    client_of,
+    end_service,
+    reason_of,
+    release_environment,
+)
 
 if TYPE_CHECKING:
     from mistakes import Explained
@@ -46,10 +52,6 @@ def check_project(project: str | None = None, key: str = "WANDB_PROJECT") -> Non
             f"{key}={project[:60]!r} must have none of {' '.join(REFUSED)} and at most "
             f"{PROJECT_MAX} characters; the entity has a place of its own"
         )
-
-
-def reason_of(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def name_of(config: Config) -> str:

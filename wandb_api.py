@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cli import Failure, Mistake
-from wandb_client import check_settings
+from wandb_client import check_settings, reason_of
 
 if TYPE_CHECKING:
     import wandb
 
 TIMEOUT_S = 20  # of one question to the server
+MOST_ROWS = 100_000  # of a history; above that W&B draws a sample
 # Of W&B's environment; what is about one run would be taken for all of them.
 ABOUT_A_RUN = (
     *("MODE", "RUN_ID", "RESUME", "SWEEP_ID", "SWEEP_PARAM_PATH"),
@@ -67,7 +68,7 @@ def asked(api: "wandb.Api", hint: str) -> Iterator[None]:
         yield
     except (Error, WandbApiFailedError, TimeoutError) as error:
         url = api.settings["base_url"]
-        raise Failure(f"W&B at {url}: {_first_line(error)}; {hint}") from error
+        raise Failure(f"W&B at {url}: {reason_of(error)}; {hint}") from error
 
 
 def _refused(error: Exception, again: str) -> Exception:
@@ -77,9 +78,5 @@ def _refused(error: Exception, again: str) -> Exception:
     cause = error.__cause__
     was_asked = isinstance(cause, WandbApiFailedError)  # otherwise the key has no valid form
     if was_asked and (cause.response is None or cause.response.http_status not in (401, 403)):
-        return Failure(f"W&B cannot be reached ({_first_line(error)}); {again} later")
-    return Mistake(f"W&B refuses the login ({_first_line(error)}): `wandb login --relogin`")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Failure(f"W&B cannot be reached ({reason_of(error)}); {again} later")
+    return Mistake(f"W&B refuses the login ({reason_of(error)}): `wandb login --relogin`")

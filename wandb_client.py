@@ -104,3 +104,8 @@ def end_service() -> None:
         wandb.teardown()
     except (Exception, SystemExit) as error:  # the status of a service that ended badly
         print(f"W&B: its service has failed ({error})", flush=True)
+
+
+def reason_of(error: Exception) -> str:
+    """Its first line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
