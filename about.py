@@ -55,7 +55,7 @@ def about_start(program: str = "python") -> dict[str, Any]:
 
 
 def about_run(learner: "Learner", data: "Data") -> dict[str, Any]:
-    """What training and measuring found beside the config."""
+    """What the config does not say of a run: its images, its model."""
     return {
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "full_pixels": learner.image_size,
